@@ -1,0 +1,35 @@
+# make demo   installs into .venv, trains and evaluates mini-P3, writes runs/t0_mini/report.html
+# make test   installs into .venv and runs every test
+# make lint   checks style and formatting
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/t0_mini
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+# The stamp is remade when the requirements change; the package itself is installed editable.
+.venv/.installed: setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or later is needed; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing t0x and its requirements into .venv (a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: .venv/.installed
+	@rm -rf $(RUN)
+	@$(BIN)/python -m t5x.train --gin_file=t0_mini.gin --gin.MODEL_DIR='"$(RUN)"'
+	@$(BIN)/python -m t5x.eval --gin_file=eval_t0_mini.gin --gin.MODEL_DIR='"$(RUN)"'
+	@$(BIN)/t0x report $(RUN) --out $(RUN)/report.html
+
+test: .venv/.installed
+	@$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build *.egg-info runs

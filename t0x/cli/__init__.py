@@ -1,0 +1,33 @@
+"""The `t0x` command: one Typer app; each command imports what it needs when it runs."""
+
+import sys
+import traceback
+
+import typer
+
+from t0x.cli import prompts, tasks
+from t0x.cli.report import report
+
+app = typer.Typer(
+    help="Prompts, tasks, zero-shot evaluation and reports for T0-style models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(tasks.app, name="tasks")
+app.command()(report)
+
+
+def main() -> None:
+    """Runs the command line; any error becomes one line on stderr and exit code 1."""
+    verbose = "--verbose" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--verbose"]
+    try:
+        app(arguments, prog_name="t0x")
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)

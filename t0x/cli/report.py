@@ -1,0 +1,59 @@
+"""`t0x report`: what the results of rank classification say."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories, searched for rank_classification/<step>."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write one self-contained HTML page here.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV row for each dataset here.")] = None,
+    prompts_csv: Annotated[
+        Path | None,
+        typer.Option("--prompts_csv", help="Write a CSV row for each prompt here."),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the tables as Markdown here.")
+    ] = None,
+    wrong: Annotated[
+        int, typer.Option(min=0, help="Wrong predictions to show on the page for each prompt.")
+    ] = 10,
+) -> None:
+    """Print accuracy over prompts for each dataset; write HTML, CSV and Markdown.
+
+    Give several runs to see them side by side:
+
+        t0x report runs/t0_mini --out report.html
+        t0x report runs/a runs/b --csv datasets.csv
+    """
+    from rich.console import Console
+
+    from t0x import report as reports
+
+    loaded = reports.load_results(results, wrong_examples=wrong)
+    unfinished = reports.find_unfinished(results)
+    reports.print_table(loaded, Console())
+    if unfinished:
+        names = ", ".join(file.stem for file in unfinished[:3]) + (", …" if unfinished[3:] else "")
+        typer.echo(f"{len(unfinished)} unfinished and left out: {names}")
+    writers = (
+        (csv, reports.write_csv),
+        (prompts_csv, reports.write_prompts_csv),
+        (markdown, reports.write_markdown),
+    )
+    for path, write in writers:
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(loaded, path)
+            typer.echo(f"wrote {path}")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        reports.write_html(loaded, out, unfinished=len(unfinished))
+        typer.echo(f"wrote {out} ({out.stat().st_size / 1024:,.0f} KiB)")

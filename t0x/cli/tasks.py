@@ -1,0 +1,100 @@
+"""`t0x tasks`: what is registered."""
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="SeqIO tasks and mixtures.", no_args_is_help=True)
+
+# Imported when no --module is given; the last only where there are local rows.
+MODULES = ("t0x.tasks.mini", "t0x.tasks.p3")
+
+
+@app.callback()
+def _tasks() -> None:
+    """Makes `list` a subcommand although it is the only one."""
+
+
+@app.command(name="list")
+def list_tasks(
+    mixture: Annotated[
+        str | None, typer.Option(help="Only the tasks of this mixture, with their rates in it.")
+    ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Python module that registers tasks; may be repeated. Default: mini, p3."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON array: name, dataset, subset, template, rate…")
+    ] = False,
+) -> None:
+    """Lists (dataset, prompt) tasks: name, dataset, prompt, mixing rate, rows of each split."""
+    _import(module)
+    tasks = _describe(mixture)
+    if as_json:
+        typer.echo(json.dumps(tasks, ensure_ascii=False))
+    else:
+        _print_table(tasks)
+
+
+def _import(modules: list[str] | None) -> None:
+    import importlib
+    import os
+
+    from t0x import sources
+
+    for name in modules or MODULES:
+        try:
+            importlib.import_module(name)
+        except LookupError as error:
+            # Without --module, what is not installed is no reason to hide what is.
+            if modules:
+                raise
+            typer.echo(f"{name} is left out: {error}", err=True)
+            return
+    if not modules and os.environ.get(sources.DATA_DIR_VARIABLE):
+        importlib.import_module("t0x.tasks.local")
+
+
+def _describe(mixture: str | None) -> list[dict[str, object]]:
+    import seqio
+
+    from t0x import registration
+
+    infos = registration.task_infos()
+    rates = {name: info.rate for name, info in infos.items()}
+    if mixture is not None:
+        if mixture not in seqio.MixtureRegistry.names():
+            known = ", ".join(sorted(seqio.MixtureRegistry.names())) or "none"
+            raise LookupError(f"no mixture is named {mixture!r}; there are: {known}")
+        found = seqio.MixtureRegistry.get(mixture)
+        rates = {task.name: found.get_rate(task) for task in found.tasks}
+    described = []
+    for name, rate in rates.items():
+        info = registration.task_info(name)
+        dataset = info.dataset
+        described.append(
+            {
+                "name": name,
+                "dataset": dataset.name,
+                "subset": dataset.subset,
+                "template": info.template.name,
+                "rate": rate,
+                "splits": {split: dataset.num_examples(split) for split in dataset.splits},
+            }
+        )
+    return described
+
+
+def _print_table(tasks: list[dict[str, object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "prompt", "rate", "rows", title=f"{len(tasks)} tasks")
+    for task in tasks:
+        rows = " ".join(f"{split}={rows:,}" for split, rows in task["splits"].items())
+        table.add_row(task["name"], task["template"], f"{task['rate']:,.0f}", rows)
+    Console().print(table)

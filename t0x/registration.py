@@ -1,0 +1,294 @@
+"""Registers (dataset, prompt) pairs as SeqIO tasks under P3's names and mixes them at T0's rates.
+
+Registering reads no rows; the first `get_dataset` does.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from t0x import metrics, rank_classification, sources, vocabulary
+from t0x.rendering import Dataset, PromptedSource, TaskInfo, mixing_rate, skipped_rows
+from t0x.templates import Template, read_templates
+
+__all__ = [
+    "SCORE_EVAL",
+    "Dataset",
+    "DatasetTasks",
+    "TaskInfo",
+    "mixing_rate",
+    "register_dataset",
+    "register_mixture",
+    "register_prompt",
+    "skipped_rows",
+    "task_info",
+    "task_infos",
+    "task_name",
+]
+
+SCORE_EVAL = "_score_eval"
+
+
+@dataclass(frozen=True)
+class DatasetTasks:
+    """Names of a dataset's tasks.
+
+    `train` is what training may see: empty for a held-out dataset, without held-out prompts.
+    `score_eval` has the rank classification twin of every prompt with answer choices, held out or
+    not; `all` every other task.
+    """
+
+    train: list[str] = field(default_factory=list)
+    score_eval: list[str] = field(default_factory=list)
+    all: list[str] = field(default_factory=list)
+
+
+_tasks: dict[str, TaskInfo] = {}
+
+
+def task_info(name: str) -> TaskInfo:
+    """Metadata of a task registered here.
+
+    Raises:
+        LookupError: it was registered by somebody else or not at all.
+    """
+    if name not in _tasks:
+        raise LookupError(f"task {name!r} was not registered by t0x.registration")
+    return _tasks[name]
+
+
+def task_infos() -> dict[str, TaskInfo]:
+    """All tasks registered here, by name, in the order of registration."""
+    return dict(_tasks)
+
+
+def task_name(dataset: str, subset: str | None, template: str) -> str:
+    """P3's name of a (dataset, prompt) pair: every run of other characters becomes one _."""
+    return re.sub(r"[^\w.]+", "_", "_".join(filter(None, (dataset, subset, template))))
+
+
+@functools.cache
+def _default_output_features() -> dict[str, seqio.Feature]:
+    words = vocabulary.t5_vocabulary()
+    return {
+        "inputs": seqio.Feature(words, add_eos=False, dtype=tf.int32),
+        "targets": seqio.Feature(words, add_eos=True, dtype=tf.int32),
+    }
+
+
+def _postprocessor(template: Template) -> Callable[..., Any]:
+    """T0's: strip; where the choices are the same for every row, their position (-1: none)."""
+    fixed = template.get_fixed_answer_choices_list()
+
+    def postprocess(text: str, example: Any = None, is_target: bool = False) -> str | int:
+        text = text.strip()
+        if not fixed:
+            return text
+        return fixed.index(text) if text in fixed else -1
+
+    return postprocess
+
+
+def tokenize(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """SeqIO's `tokenize` and `append_eos` in one sequential step.
+
+    SeqIO's own keeps 256 examples of every task in flight: in a mixture of hundreds of tasks that
+    is minutes of work before the first batch, and hundreds of megabytes of iterator state.
+
+    Args:
+        dataset: examples with a string for each output feature.
+        output_features: vocabulary and whether EOS ends the tokens, by feature.
+
+    Returns:
+        The examples with int32 tokens, and the strings under `<feature>_pretokenized`.
+    """
+
+    def encode(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        encoded = dict(example)
+        for name, feature in output_features.items():
+            tokens = feature.vocabulary.encode_tf(example[name])
+            if feature.add_eos:
+                tokens = tf.concat([tokens, [feature.vocabulary.eos_id]], axis=0)
+            encoded[name] = tokens
+            encoded[f"{name}_pretokenized"] = example[name]
+        return encoded
+
+    return dataset.map(tf.autograph.experimental.do_not_convert(encode))
+
+
+class PromptedTask(seqio.Task):
+    """Task whose source permutes its rows itself, so that shuffling needs no buffer.
+
+    A buffer of rendered examples a task would be most of the memory and of the saved iterator state
+    in a mixture of hundreds of tasks. Cached files come in file order and keep SeqIO's buffer.
+    """
+
+    def get_dataset(
+        self,
+        sequence_length: Mapping[str, int] | None = None,
+        split: str = "train",
+        use_cached: bool = False,
+        **options: Any,
+    ) -> tf.data.Dataset:
+        """See `seqio.Task.get_dataset`."""
+        if use_cached:
+            task = self.replace(shuffle_buffer_size=seqio.SHUFFLE_BUFFER_SIZE)
+            return task.get_dataset(sequence_length, split, use_cached=True, **options)
+        return super().get_dataset(sequence_length, split, **options)
+
+
+def register_prompt(
+    name: str, info: TaskInfo, output_features: Mapping[str, seqio.Feature] | None = None
+) -> list[str]:
+    """Registers one prompt of a dataset, and its rank classification twin if it has choices.
+
+    Args:
+        name: the task's name; the twin's has `_score_eval` appended.
+        info: its metadata; `name` and `score_eval` in it are set here.
+        output_features: inputs and targets; T5's vocabulary, EOS on targets only, by default.
+
+    Returns:
+        The names registered.
+
+    Raises:
+        ValueError: a task of that name exists.
+    """
+    features = output_features or _default_output_features()
+    preprocessors = [tokenize, seqio.CacheDatasetPlaceholder(required=False)]
+    if name in seqio.TaskRegistry.names():
+        raise ValueError(f"a task named {name} is registered already")
+    _tasks[name] = replace(info, name=name, score_eval=False)
+    seqio.TaskRegistry.add(
+        name,
+        source=PromptedSource(_tasks[name]),
+        output_features=features,
+        preprocessors=preprocessors,
+        postprocess_fn=_postprocessor(info.template),
+        task_cls=PromptedTask,
+        shuffle_buffer_size=None,
+        metric_fns=metrics.metric_functions(info.template.metadata.metrics),
+    )
+    if not info.template.answer_choices:
+        return [name]
+    twin = name + SCORE_EVAL
+    _tasks[twin] = replace(info, name=twin, score_eval=True)
+    seqio.TaskRegistry.add(
+        twin,
+        source=PromptedSource(_tasks[twin]),
+        output_features=features,
+        preprocessors=[rank_classification.expand_choices, *preprocessors],
+        postprocess_fn=rank_classification.postprocess,
+        task_cls=PromptedTask,
+        shuffle_buffer_size=None,
+        metric_fns=[rank_classification.metric],
+    )
+    return [name, twin]
+
+
+def register_dataset(
+    name: str,
+    source: Dataset | str | Path | Mapping[str, Sequence[Mapping[str, Any]]],
+    templates: Mapping[str, Template] | str | Path,
+    *,
+    subset: str | None = None,
+    category: str = "",
+    held_out: bool = False,
+    held_out_prompts: Iterable[str] = (),
+    output_features: Mapping[str, seqio.Feature] | None = None,
+    train_split: str = "train",
+    eval_split: str = "validation",
+    name_task: Callable[[str, str | None, str], str] = task_name,
+) -> DatasetTasks:
+    """Registers every prompt of a dataset under P3's names.
+
+    Args:
+        name: the dataset.
+        source: a `Dataset` (then subset, category, held_out and eval_split are its own), a folder
+            of `<split>.jsonl` or `.parquet` files, or rows by split.
+        templates: prompts by name, or a promptsource templates.yaml.
+        subset: configuration of the dataset; part of the tasks' names.
+        category: kind of task, for reports.
+        held_out: keep the dataset out of `train`.
+        held_out_prompts: names of prompts to keep out of `train`.
+        output_features: see `register_prompt`.
+        train_split: split whose size sets the mixing rate.
+        eval_split: what the split named `eval` stands for; the last split where it is not there.
+        name_task: (dataset, subset, prompt) → task name.
+
+    Raises:
+        ValueError: a held-out prompt that does not exist, a name taken, no rows, no prompts.
+    """
+    if not isinstance(source, Dataset):
+        source = _dataset(name, subset, category, held_out, source, eval_split)
+    if not isinstance(templates, Mapping):
+        templates = read_templates(Path(templates))
+    if not templates:
+        raise ValueError(f"dataset {source.label}: there is no prompt to register")
+    held_out_prompts = frozenset(held_out_prompts)
+    if unknown := sorted(held_out_prompts - set(templates)):
+        raise ValueError(
+            f"dataset {source.label}: held_out_prompts names no prompt of it: {unknown}"
+        )
+    tasks = DatasetTasks()
+    for template in templates.values():
+        held = template.name in held_out_prompts
+        info = TaskInfo("", source, template, len(templates), train_split, held, False)
+        full_name = name_task(source.name, source.subset, template.name)
+        task, *twin = register_prompt(full_name, info, output_features)
+        tasks.all.append(task)
+        tasks.score_eval.extend(twin)
+        if not (held or source.held_out):
+            tasks.train.append(task)
+    return tasks
+
+
+def _dataset(
+    name: str,
+    subset: str | None,
+    category: str,
+    held_out: bool,
+    source: str | Path | Mapping[str, Sequence[Mapping[str, Any]]],
+    eval_split: str,
+) -> Dataset:
+    if isinstance(source, Mapping):
+        splits: dict[str, int | None] = {split: len(rows) for split, rows in source.items()}
+        rows: Callable[[str], Sequence[Mapping[str, Any]]] = source.__getitem__
+    else:
+        files = sources.folder_splits(Path(source))
+        splits = dict.fromkeys(files)
+
+        def rows(split: str) -> sources.Rows:
+            return sources.open_file(files[split])
+
+    if not splits:
+        raise ValueError(f"dataset {name}: {source} holds no <split>.jsonl or <split>.parquet")
+    shown = eval_split if eval_split in splits else list(splits)[-1]
+    return Dataset(name, subset, category, splits, rows, held_out, eval_split=shown)
+
+
+def register_mixture(
+    name: str,
+    tasks: Iterable[str],
+    rate: Callable[[seqio.Task], float] | None = None,
+) -> seqio.Mixture:
+    """Mixes tasks, by default at T0's rates (`TaskInfo.rate`), worked out when it is first read.
+
+    Raises:
+        ValueError: there are no tasks, or one is not registered.
+    """
+    tasks = list(tasks)
+    if not tasks:
+        raise ValueError(f"mixture {name}: there is no task to mix")
+    if missing := [task for task in tasks if task not in seqio.TaskRegistry.names()]:
+        raise ValueError(f"mixture {name}: not registered: {', '.join(missing[:5])}")
+    return seqio.MixtureRegistry.add(
+        name, tasks, default_rate=rate or (lambda task: task_info(task.name).rate)
+    )

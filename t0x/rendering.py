@@ -1,0 +1,273 @@
+"""Rows of a dataset rendered by one prompt, as a SeqIO data source.
+
+Rows are rendered inside tf.data, from row numbers, by a stateless function: so the iterator's state
+is a few counters that `tf.train.Checkpoint` saves, and a restored one goes on with the same rows.
+Rows that give no example are left out and counted (`skipped_rows`).
+"""
+
+import threading
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from absl import logging
+
+from t0x import sources
+from t0x.templates import RenderError, Template
+
+_as_graph = tf.autograph.experimental.do_not_convert
+
+# T0, section 4: a dataset counts as at most this many examples, divided over its prompts.
+MAX_EXAMPLES_PER_DATASET = 500_000
+# Name of the split that stands for "the one this dataset is evaluated on", so that one mixture can
+# hold datasets with a test split and datasets with none.
+EVAL_SPLIT = "eval"
+NO_LABEL = "<NO LABEL>"
+
+# Why rows are left out, as counted by `skipped_rows`.
+TEMPLATE_ERROR = "the template raised"
+NO_TARGET = "the prompt is not two parts divided by |||"
+EMPTY = "the input is empty"
+NO_CHOICES = "no answer choices"
+NOT_A_CHOICE = "the target is none of the answer choices"
+BAD_LINE = "not a JSON object"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset whose rows can be had by split.
+
+    Args:
+        name: as promptsource names it; with `subset` it starts the names of the tasks.
+        subset: configuration, or None.
+        category: kind of task, for reports ("sentiment", "NLI", …).
+        splits: rows of each split; None where they are counted when asked for.
+        rows: opens a split; random access, lazy.
+        held_out: True where training never sees the dataset.
+        train_size: rows that T0's mixing rule counts, where that is not the train split's size.
+        eval_split: what the split named `eval` stands for.
+    """
+
+    name: str
+    subset: str | None
+    category: str
+    splits: Mapping[str, int | None]
+    rows: Callable[[str], Sequence[Mapping[str, Any]]]
+    held_out: bool = False
+    train_size: int | None = None
+    eval_split: str | None = None
+
+    def num_examples(self, split: str) -> int:
+        """Rows of a split; opens it where nobody has counted it before."""
+        known = self.splits[split]
+        return len(self.rows(split)) if known is None else known
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}/{self.subset}" if self.subset else self.name
+
+
+def mixing_rate(train_size: int, num_templates: int) -> int:
+    """T0's rate of one prompt: the train size, above 500,000 rows 500,000 ÷ number of prompts."""
+    if train_size <= MAX_EXAMPLES_PER_DATASET:
+        return train_size
+    return MAX_EXAMPLES_PER_DATASET // num_templates
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What is known of a registered task beyond what SeqIO keeps."""
+
+    name: str
+    dataset: Dataset
+    template: Template
+    num_templates: int  # prompts of the dataset, which share its weight in a mixture
+    train_split: str
+    held_out_prompt: bool
+    score_eval: bool
+
+    @property
+    def seen(self) -> str:
+        """ "seen", "held-out prompt" or "held-out dataset"."""
+        if self.dataset.held_out:
+            return "held-out dataset"
+        return "held-out prompt" if self.held_out_prompt else "seen"
+
+    @property
+    def rate(self) -> int:
+        """T0's mixing rate, see `mixing_rate`."""
+        size = self.dataset.train_size
+        if size is None:
+            known = self.train_split in self.dataset.splits
+            size = self.dataset.num_examples(self.train_split) if known else 0
+        return mixing_rate(size, self.num_templates)
+
+
+_skipped: dict[str, dict[str, set[tuple[str, int]]]] = {}
+_skipped_lock = threading.Lock()
+
+
+def skipped_rows() -> dict[str, dict[str, int]]:
+    """Rows left out so far: task → reason → number of different rows."""
+    with _skipped_lock:
+        return {
+            task: {reason: len(rows) for reason, rows in reasons.items()}
+            for task, reasons in _skipped.items()
+        }
+
+
+def skipped_in(task: str, split: str) -> dict[str, int]:
+    """Rows of one split that a task left out so far: reason → number of different rows."""
+    with _skipped_lock:
+        reasons = _skipped.get(task, {})
+        counts = {why: sum(place[0] == split for place in rows) for why, rows in reasons.items()}
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def _skip(task: str, reason: str, split: str, row: int, detail: str = "") -> None:
+    with _skipped_lock:
+        rows = _skipped.setdefault(task, {}).setdefault(reason, set())
+        first = not rows
+        rows.add((split, row))
+    if first:
+        colon = ": " if detail else ""
+        logging.warning(
+            "%s: row %d of %s left out: %s%s%s", task, row, split, reason, colon, detail
+        )
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    inputs: str
+    targets: str
+    choices: Sequence[str]
+
+
+class PromptedSource(seqio.DataSource):
+    """Rows of a dataset rendered by one template: strings inputs, targets, answer_choices.
+
+    Also gives `row` (int64, the row's number in its split) and `split`. Any number of shards. A
+    shuffled read visits the whole shard in a pseudo-random order, given by the seed and the task's
+    name, the same in every epoch.
+
+    Args:
+        info: the task's metadata.
+    """
+
+    def __init__(self, info: TaskInfo) -> None:
+        self._info = info
+        self._dataset = info.dataset
+        alias = [EVAL_SPLIT] if self._dataset.eval_split and self._dataset.splits else []
+        super().__init__(
+            splits=[*self._dataset.splits, *(a for a in alias if a not in self._dataset.splits)],
+            performs_internal_shuffling=True,
+        )
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def _real_split(self, split: str) -> str:
+        if split == EVAL_SPLIT and split not in self._dataset.splits:
+            return self._dataset.eval_split
+        return split
+
+    def num_input_examples(self, split: str) -> int:
+        return self._dataset.num_examples(self._real_split(split))
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **_: Any,
+    ) -> tf.data.Dataset:
+        """The split's rendered rows; see `seqio.DataSource.get_dataset`.
+
+        Raises:
+            FileNotFoundError: the rows are nowhere.
+            ValueError: the split has rows, but the template renders none of them.
+        """
+        split = self._real_split(split)
+        rows = self._dataset.rows(split)
+        for number in getattr(rows, "bad_line_numbers", ()):
+            _skip(self._info.name, BAD_LINE, split, -number, f"line {number}")
+        self._require_a_row(rows, split)
+        shard = shard_info or seqio.ShardInfo(0, 1)
+        count = len(range(shard.index, len(rows), shard.num_shards))
+        last = tf.constant(max(count - 1, 0), tf.int64)
+        key = self._shuffle_key(seed) if shuffle else None
+
+        def render(row: np.ndarray) -> tuple[Any, ...]:
+            rendered = self.render(rows, int(row), split)
+            if rendered is None:
+                return "", "", np.array([], object)
+            return rendered.inputs, rendered.targets, np.array(rendered.choices, object)
+
+        def render_place(place: tf.Tensor) -> dict[str, tf.Tensor]:
+            if key is not None:
+                # Each shard is permuted within itself: shards stay disjoint whatever their seeds.
+                place = tf.random.experimental.index_shuffle(place, key, last)
+            row = place * shard.num_shards + shard.index
+            inputs, targets, choices = tf.numpy_function(
+                render, [row], (tf.string, tf.string, tf.string), stateful=False
+            )
+            return {
+                "inputs": tf.ensure_shape(inputs, []),
+                "targets": tf.ensure_shape(targets, []),
+                "answer_choices": tf.ensure_shape(choices, [None]),
+                "row": row,
+                "split": tf.constant(split),
+            }
+
+        # AutoGraph has nothing to convert here, and takes seconds over hundreds of tasks.
+        dataset = tf.data.Dataset.range(count).map(_as_graph(render_place))
+        return dataset.filter(_as_graph(lambda row: tf.strings.length(row["inputs"]) > 0))
+
+    def _shuffle_key(self, seed: int | None) -> np.ndarray:
+        """Key of the permutation; prompts of a dataset must not come upon the same row together."""
+        name = zlib.crc32(self._info.name.encode())
+        entropy = None if seed is None else [int(seed), name]
+        return np.random.default_rng(entropy).integers(2**32, size=2, dtype=np.uint32)
+
+    def _require_a_row(self, rows: Sequence[Mapping[str, Any]], split: str) -> None:
+        """Stops before training or evaluation starts on nothing; reads up to the first good row."""
+        if any(self.render(rows, row, split) for row in range(len(rows))):
+            return
+        reasons = skipped_rows().get(self._info.name, {"there are no rows": 0})
+        raise ValueError(
+            f"task {self._info.name}: none of the {len(rows)} rows of split {split} can be used: "
+            + ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+        )
+
+    def render(self, rows: Sequence[Mapping[str, Any]], row: int, split: str) -> _Rendered | None:
+        """Renders one row; None, and a count of why, where it gives no example.
+
+        As T0 does, a row whose target is empty gets the target "<NO LABEL>". The rank
+        classification task leaves out what has no right answer among its choices.
+        """
+        template, name = self._info.template, self._info.name
+        fields = sources.underscore_fields(rows[row])
+        try:
+            parts = template.apply(fields)
+            choices = template.get_answer_choices_list(fields) or []
+        except RenderError as error:
+            return _skip(name, TEMPLATE_ERROR, split, row, str(error))
+        if len(parts) != 2:
+            return _skip(name, EMPTY if parts == [""] else NO_TARGET, split, row)
+        inputs, targets = parts
+        if not inputs:
+            return _skip(name, EMPTY, split, row)
+        if self._info.score_eval and not choices:
+            return _skip(name, NO_CHOICES, split, row)
+        if self._info.score_eval and targets.strip() not in choices:
+            return _skip(name, NOT_A_CHOICE, split, row, f"{targets.strip()!r} of {choices}")
+        return _Rendered(inputs, targets or NO_LABEL, choices)

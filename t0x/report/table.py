@@ -1,0 +1,107 @@
+"""The report in a terminal, or piped: whole figures at any width."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from t0x.report.results import GROUPS, TaskResult
+from t0x.report.summary import (
+    DatasetSummary,
+    GroupMean,
+    average_groups,
+    collect_notes,
+    list_evaluations,
+    name_step,
+    summarise,
+)
+
+STYLES = {"seen": "blue", "held-out prompt": "cyan", "held-out dataset": "yellow"}
+
+
+def print_table(results: Sequence[TaskResult], console: Console | None = None) -> None:
+    """Prints a line a dataset and checkpoint, a mean line a group, then what was skipped."""
+    console = console or Console()
+    summaries = summarise(results)
+    several = len(list_evaluations(results)) > 1
+    table = build_table(summaries, several=several, category=True)
+    measured = console.measure(table, options=console.options.update(width=10_000))
+    if console.is_terminal:
+        # Measured minimum: no word is broken. Below it the category makes way for the names.
+        if measured.minimum > console.width:
+            table = build_table(summaries, several=several, category=False)
+        console.print(table)
+    else:
+        # A pipe has no width of its own; rich would assume 80 columns and wrap.
+        width, console.width = console.width, max(console.width, measured.maximum)
+        console.print(table)
+        console.width = width
+    console.print(
+        "Accuracy in %, over prompts. Mean: over datasets, of the medians.",
+        style="dim",
+        soft_wrap=True,
+    )
+    for note in collect_notes(results):
+        console.print(Text(note, style="yellow"), soft_wrap=True)
+
+
+def build_table(summaries: Sequence[DatasetSummary], *, several: bool, category: bool) -> Table:
+    """Builds the table; `several` adds the run and step, `category` the task category."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("Dataset", overflow="fold")
+    if category:
+        table.add_column("Category", overflow="fold")
+    if several:
+        table.add_column("Run", overflow="fold")
+        table.add_column("Step", justify="right", no_wrap=True)
+    for heading in ("Prompts", "Median", "Q1–Q3", "Chance"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    means = average_groups(summaries)
+    for group in GROUPS:
+        members = [summary for summary in summaries if summary.seen == group]
+        if not members:
+            continue
+        table.add_row(Text(describe_group(group), style=f"bold {STYLES[group]}"))
+        previous = None
+        for summary in members:
+            first = summary.name != previous
+            previous = summary.name
+            cells = [Text("  " + summary.name) if first else ""]
+            cells += [summary.category if first else ""] if category else []
+            cells += [summary.run, name_step(summary.step)] if several else []
+            table.add_row(*cells, *_figures(summary))
+        for mean in (mean for mean in means if mean.seen == group):
+            cells = ["  mean"] + [""] * category
+            cells += [mean.run, name_step(mean.step)] if several else []
+            table.add_row(*cells, *_mean_figures(mean), style="bold")
+        table.add_section()
+    return table
+
+
+def describe_group(group: str) -> str:
+    """A group's heading: 'held-out dataset' → 'Held-out datasets'."""
+    return {
+        "seen": "Seen",
+        "held-out prompt": "Held-out prompts",
+        "held-out dataset": "Held-out datasets",
+    }[group]
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent with one decimal."""
+    return f"{100 * fraction:.1f}"
+
+
+def _figures(summary: DatasetSummary) -> tuple[str, ...]:
+    return (
+        str(summary.prompts),
+        percent(summary.median),
+        f"{percent(summary.q1)}–{percent(summary.q3)}",
+        percent(summary.chance),
+    )
+
+
+def _mean_figures(mean: GroupMean) -> tuple[str, ...]:
+    return str(mean.prompts), percent(mean.median), "", percent(mean.chance)

@@ -1,0 +1,132 @@
+"""Writes what rank classification found, task by task, where `t0x report` reads it.
+
+Under `<log_dir>/rank_classification/<step>/` each task has two files:
+
+`<task>.jsonl`, one line a row: {"idx", "inputs", "choices", "scores", "prediction", "label"}; idx
+is the row's number in its split, prediction and label are positions among the choices.
+
+`<task>.json`, written last, so that its presence says the task is complete: {"task", "dataset",
+"subset", "template", "category", "seen", "examples", "accuracy" (0 to 1), "chance" (0 to 1),
+"skipped" ({reason: rows}), "step", "split"}.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from t0x import rank_classification, rendering
+from t0x.registration import SCORE_EVAL, task_info, task_infos
+
+FOLDER = "rank_classification"
+CUT_OFF = "not all choices were scored"
+NO_STEP = -1
+
+
+@gin.configurable(module="t0x.results")
+class ResultsLogger(seqio.Logger):
+    """For `seqio.Evaluator.logger_cls`; passes over tasks other than rank classification.
+
+    Args:
+        output_dir: where the folder `rank_classification` goes; local or any path of tf.io.gfile.
+        train_mixture: mixture trained on. Given, it decides what is "seen": a task whose prompt is
+            in it; "held-out prompt": another prompt of a dataset in it. Not given, the
+            registration's word stands.
+    """
+
+    def __init__(self, output_dir: str, train_mixture: str | None = None) -> None:
+        super().__init__(output_dir)
+        self._train_mixture = train_mixture
+
+    def __call__(
+        self,
+        task_name: str,
+        step: int | None,
+        metrics: Mapping[str, Any],
+        dataset: tf.data.Dataset,
+        inferences: Mapping[str, Sequence[Any]],
+        targets: Sequence[Any],
+    ) -> None:
+        """Writes both files of a task; see `seqio.Logger`."""
+        if task_name not in task_infos() or not task_info(task_name).score_eval:
+            return
+        step = NO_STEP if step is None else int(step)
+        folder = os.path.join(self.output_dir, FOLDER, str(step))
+        tf.io.gfile.makedirs(folder)
+        ranked = rank_classification.rankings(targets, inferences["score"])
+        inputs, split = _inputs_by_row(dataset)
+        lines = "".join(_line(ranking, inputs[ranking.row]) for ranking in ranked)
+        _write(os.path.join(folder, f"{task_name}.jsonl"), lines)
+        summary = self._summary(task_name, ranked, len(inputs) - len(ranked), split)
+        summary = json.dumps({**summary, "step": step, "split": split}, ensure_ascii=False)
+        _write(os.path.join(folder, f"{task_name}.json"), summary + "\n")
+
+    def _summary(
+        self,
+        task_name: str,
+        ranked: Sequence[rank_classification.Ranking],
+        cut_off: int,
+        split: str,
+    ) -> dict[str, Any]:
+        info = task_info(task_name)
+        skipped = rendering.skipped_in(task_name, split)
+        if cut_off:
+            skipped[CUT_OFF] = cut_off
+        return {
+            "task": task_name,
+            "dataset": info.dataset.name,
+            "subset": info.dataset.subset,
+            "template": info.template.name,
+            "category": info.dataset.category,
+            "seen": self._seen(task_name),
+            "examples": len(ranked),
+            "accuracy": sum(r.prediction == r.label for r in ranked) / len(ranked),
+            "chance": rank_classification.chance(ranked),
+            "skipped": skipped,
+        }
+
+    def _seen(self, task_name: str) -> str:
+        info = task_info(task_name)
+        if self._train_mixture is None:
+            return info.seen
+        trained = {task.name for task in seqio.MixtureRegistry.get(self._train_mixture).tasks}
+        if task_name.removesuffix(SCORE_EVAL) in trained:
+            return "seen"
+        datasets = {task_info(name).dataset.label for name in trained}
+        return "held-out prompt" if info.dataset.label in datasets else "held-out dataset"
+
+
+def _inputs_by_row(dataset: tf.data.Dataset) -> tuple[dict[int, str], str]:
+    inputs: dict[int, str] = {}
+    split = ""
+    for example in tfds.as_numpy(dataset):
+        row = int(example["idx"][0])
+        if row not in inputs:
+            inputs[row] = example["inputs_pretokenized"].decode("utf-8")
+            split = example["split"].decode("utf-8")
+    return inputs, split
+
+
+def _line(ranking: rank_classification.Ranking, inputs: str) -> str:
+    record = {
+        "idx": ranking.row,
+        "inputs": inputs,
+        "choices": list(ranking.choices),
+        "scores": list(ranking.scores),
+        "prediction": ranking.prediction,
+        "label": ranking.label,
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _write(path: str, text: str) -> None:
+    partial = f"{path}.partial"
+    with tf.io.gfile.GFile(partial, "w") as file:
+        file.write(text)
+    # A reader sees the whole file or none.
+    tf.io.gfile.rename(partial, path, overwrite=True)

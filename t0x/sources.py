@@ -1,0 +1,311 @@
+"""Rows of a dataset by (dataset, subset, split): local files, then prepared TFDS, then the hub.
+
+Every opener returns a `Rows`: a sequence with random access whose elements are plain dicts in the
+schema the dataset has on the Hugging Face hub. Nothing is read before the first `len` or `[i]`
+except what is needed to know whether the split is there at all.
+
+Local files are `$T0X_DATA_DIR/<dataset>/<subset or default>/<split>.jsonl` or `.parquet`.
+"""
+
+import array
+import functools
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gin
+from absl import logging
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+DATA_DIR_VARIABLE = "T0X_DATA_DIR"
+SUFFIXES = (".jsonl", ".parquet")
+# Enough to find the mistake, short enough for one line.
+NAMED_BAD_LINES = 5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is looked for; `hub_id` is where the hub keeps the dataset today."""
+
+    dataset: str
+    subset: str | None
+    split: str
+    hub_id: str
+    bad_lines: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}{'/' + self.subset if self.subset else ''}, split {self.split}"
+
+
+class JsonLines(Sequence):
+    """Rows of a JSON lines file, read at random by a table of line offsets built once, on demand.
+
+    The file is parsed once while the table is built, so a bad line is found before training starts.
+
+    Args:
+        path: the file; blank lines are no rows.
+        bad_lines: "error" raises a ValueError naming the lines that are not JSON objects; "skip"
+            leaves them out, logs them, and keeps their numbers (from 1) in `bad_line_numbers`.
+    """
+
+    def __init__(self, path: Path, bad_lines: str = "error") -> None:
+        if bad_lines not in ("error", "skip"):
+            raise ValueError(f"bad_lines must be 'error' or 'skip', not {bad_lines!r}")
+        self._path = path
+        self._bad_lines = bad_lines
+        self._lock = threading.Lock()
+        self._file = None
+
+    @functools.cached_property
+    def _table(self) -> tuple[array.array, array.array, tuple[int, ...]]:
+        starts, lengths, bad = array.array("Q"), array.array("Q"), {}
+        position = 0
+        with open(self._path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    problem = _problem_of(line)
+                    if problem:
+                        bad[number] = problem
+                    else:
+                        starts.append(position)
+                        lengths.append(len(line))
+                position += len(line)
+        if bad:
+            self._report(bad)
+        self._file = open(self._path, "rb")  # noqa: SIM115 (lives as long as the rows)
+        return starts, lengths, tuple(bad)
+
+    def _report(self, bad: Mapping[int, str]) -> None:
+        named = ", ".join(f"line {n} ({why})" for n, why in list(bad.items())[:NAMED_BAD_LINES])
+        more = f" and {len(bad) - NAMED_BAD_LINES} more" if len(bad) > NAMED_BAD_LINES else ""
+        message = f"{self._path}: {len(bad)} lines are no JSON object: {named}{more}"
+        if self._bad_lines == "error":
+            raise ValueError(
+                f"{message}; mend them or set t0x.sources.open_rows.bad_lines = 'skip'"
+            )
+        logging.warning("%s; they are left out", message)
+
+    def _open_table(self) -> tuple[array.array, array.array, tuple[int, ...]]:
+        with self._lock:
+            return self._table
+
+    @property
+    def bad_line_numbers(self) -> tuple[int, ...]:
+        return self._open_table()[2]
+
+    def __len__(self) -> int:
+        return len(self._open_table()[0])
+
+    def __getitem__(self, index: int) -> Row:
+        starts, lengths, _ = self._open_table()
+        # pread has no shared file position, so tf.data's threads may read at once.
+        return json.loads(os.pread(self._file.fileno(), lengths[index], starts[index]))
+
+
+def _problem_of(line: bytes) -> str | None:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return getattr(error, "msg", error.__class__.__name__)
+    return None if isinstance(row, dict) else f"a {type(row).__name__}"
+
+
+class ParquetRows(Sequence):
+    """Rows of a Parquet file; the Arrow table is read whole on first use."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @functools.cached_property
+    def _contents(self) -> Any:
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ValueError(
+                f"{self._path}: reading Parquet needs pyarrow: pip install pyarrow"
+            ) from error
+        return parquet.read_table(self._path)
+
+    def __len__(self) -> int:
+        return self._contents.num_rows
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._contents.slice(index % len(self), 1).to_pylist()[0]
+
+
+class TfdsRows(Sequence):
+    """Rows of a prepared TFDS split: random access where it was written as array_record.
+
+    Other file formats allow none, so such a split is read whole into memory on first use.
+    """
+
+    def __init__(self, builder: Any, split: str) -> None:
+        self._builder = builder
+        self._split = split
+
+    @functools.cached_property
+    def _contents(self) -> Sequence[Any]:
+        import tensorflow_datasets as tfds
+
+        if self._builder.info.file_format is tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
+            return self._builder.as_data_source(self._split)
+        return list(tfds.as_numpy(self._builder.as_dataset(self._split)))
+
+    def __len__(self) -> int:
+        return self._builder.info.splits[self._split].num_examples
+
+    def __getitem__(self, index: int) -> Row:
+        return _plain(self._contents[index])
+
+
+def _plain(value: Any) -> Any:
+    """NumPy values and byte strings of TFDS as the Python values that the hub would give."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def local_folder(dataset: str, subset: str | None) -> Path | None:
+    """Folder that holds the local rows, or None where there is none."""
+    root = os.environ.get(DATA_DIR_VARIABLE)
+    folder = Path(root, dataset, subset or "default") if root else None
+    return folder if folder and folder.is_dir() else None
+
+
+def local_splits(dataset: str, subset: str | None) -> dict[str, Path]:
+    """Splits with local rows and their files; empty where there are none."""
+    folder = local_folder(dataset, subset)
+    return folder_splits(folder) if folder else {}
+
+
+def folder_splits(folder: Path) -> dict[str, Path]:
+    """Every `<split>.jsonl` and `<split>.parquet` of a folder, JSON lines preferred."""
+    found: dict[str, Path] = {}
+    for suffix in SUFFIXES:
+        for path in sorted(folder.glob(f"*{suffix}")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def open_file(path: Path, bad_lines: str = "error") -> Rows:
+    """Rows of one .jsonl or .parquet file; a file that many prompts use is opened once.
+
+    Raises:
+        ValueError: the suffix is neither .jsonl nor .parquet.
+    """
+    changed = path.stat()
+    return _open_version(path, bad_lines, changed.st_mtime_ns, changed.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _open_version(path: Path, bad_lines: str, _mtime: int, _size: int) -> Rows:
+    if path.suffix == ".jsonl":
+        return JsonLines(path, bad_lines)
+    if path.suffix == ".parquet":
+        return ParquetRows(path)
+    raise ValueError(f"{path}: rows are read from .jsonl and .parquet files only")
+
+
+def _open_local(request: Request) -> Rows:
+    root = os.environ.get(DATA_DIR_VARIABLE)
+    if not root:
+        raise FileNotFoundError(f"local files (${DATA_DIR_VARIABLE} is not set)")
+    paths = local_splits(request.dataset, request.subset)
+    if request.split not in paths:
+        place = Path(root, request.dataset, request.subset or "default", request.split)
+        raise FileNotFoundError(f"local files ({place}.jsonl or .parquet is not there)")
+    return open_file(paths[request.split], request.bad_lines)
+
+
+def _open_tfds(request: Request) -> Rows:
+    import tensorflow_datasets as tfds
+
+    root = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    names = (request.dataset, f"huggingface__{request.hub_id.replace('/', '__')}")
+    for name in names:
+        folder = root / name / (request.subset or "")
+        versions = sorted(folder.glob("*/dataset_info.json")) if folder.is_dir() else []
+        if versions:
+            builder = tfds.builder_from_directory(versions[-1].parent)
+            if request.split in builder.info.splits:
+                return TfdsRows(builder, request.split)
+    raise FileNotFoundError(f"TFDS (neither {' nor '.join(names)} is prepared in {root})")
+
+
+def _open_hub(request: Request) -> Rows:
+    try:
+        import datasets
+    except ImportError as error:
+        raise FileNotFoundError("the hub (needs: pip install 't0x[hub]')") from error
+    try:
+        return datasets.load_dataset(request.hub_id, request.subset, split=request.split)
+    except Exception as error:  # its many kinds have no common base; the text is passed on
+        cause = " ".join(str(error).split())
+        raise FileNotFoundError(f"the hub ({request.hub_id}: {cause})") from error
+
+
+OPENERS: dict[str, Callable[[Request], Rows]] = {
+    "local": _open_local,
+    "tfds": _open_tfds,
+    "hub": _open_hub,
+}
+
+
+@gin.configurable(module="t0x.sources")
+def open_rows(
+    dataset: str,
+    subset: str | None,
+    split: str,
+    hub_id: str | None = None,
+    sources: Sequence[str] = tuple(OPENERS),
+    dataset_sources: Mapping[str, Sequence[str]] | None = None,
+    bad_lines: str = "error",
+) -> Rows:
+    """Opens a split from the first source that has it.
+
+    Args:
+        dataset: name under which promptsource knows the dataset.
+        subset: its configuration, None where it has one only.
+        split: as named on the hub.
+        hub_id: where the hub keeps it today, where that differs from `dataset`.
+        sources: names of OPENERS in the order in which they are tried.
+        dataset_sources: the same for single datasets by name, before `sources`.
+        bad_lines: "error" or "skip", see `JsonLines`.
+
+    Raises:
+        FileNotFoundError: no source has it; names what was tried and how to get it.
+        ValueError: an unknown source name, or local rows that cannot be read.
+    """
+    request = Request(dataset, subset, split, hub_id or dataset, bad_lines)
+    tried = []
+    for source in (dataset_sources or {}).get(dataset, sources):
+        if source not in OPENERS:
+            raise ValueError(
+                f"t0x.sources.open_rows.sources: {source!r} is none of {', '.join(OPENERS)}"
+            )
+        try:
+            return OPENERS[source](request)
+        except FileNotFoundError as error:
+            tried.append(str(error))
+    raise FileNotFoundError(
+        f"no rows for {request}; tried {', '.join(tried) or 'nothing'}; put them at "
+        f"${DATA_DIR_VARIABLE}/{dataset}/{subset or 'default'}/{split}.jsonl (one JSON object a "
+        "line, fields as on the hub), or pip install 't0x[hub]' on a machine with a network"
+    )
+
+
+def underscore_fields(row: Row) -> dict[str, Any]:
+    """Row whose top-level field names have underscores for hyphens, as templates expect."""
+    return {name.replace("-", "_"): value for name, value in row.items()}

@@ -1,0 +1,87 @@
+"""The command line that train, eval, infer and precompile share: flags, gin, logs, exit codes."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+import jax
+import seqio
+from absl import app, flags, logging
+
+from t5x import gin_utils
+from t5x.console import console
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines upstream's flags, and --verbose."""
+    flags.DEFINE_multi_string("gin_file", [], "Gin file; several override one another in order.")
+    flags.DEFINE_multi_string("gin_bindings", [], "One gin binding; also --gin.NAME=VALUE.")
+    flags.DEFINE_list("gin_search_paths", ["."], "Folders of gin files, searched before t5x's own.")
+    flags.DEFINE_string("tfds_data_dir", None, "Folder of prepared TensorFlow Datasets.")
+    flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders of SeqIO's offline caches.")
+    flags.DEFINE_boolean("dry_run", False, "Parse and print the configuration, then stop.")
+    flags.DEFINE_boolean("multiprocess_gpu", False, "Join a run of several processes.")
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+    flags.DEFINE_integer("process_count", None, "Number of processes.")
+    flags.DEFINE_integer("process_index", None, "Index of this process.")
+    flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for the others.")
+    flags.DEFINE_boolean("verbose", False, "Show logs and tracebacks on the terminal.")
+
+
+def run(entry_point: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
+    """Configures `entry_point` by the command line's gin files and calls it.
+
+    Ends the process with exit code 1 and one line on stderr when anything goes wrong; 2 when the
+    command line itself is at fault.
+    """
+    define_flags()
+    try:
+        rest = FLAGS(gin_utils.rewrite_gin_args(sys.argv if argv is None else argv))
+        if len(rest) > 1:
+            raise app.UsageError(f"unknown argument '{rest[1]}'; settings are --gin.NAME=VALUE")
+        if not FLAGS.gin_file:
+            raise app.UsageError("--gin_file=FILE is missing; try --gin_file=t0_mini.gin")
+    except (flags.Error, app.UsageError, ValueError) as error:
+        console.usage_error(str(error))
+        sys.exit(2)
+    console.verbose = FLAGS.verbose
+    if not FLAGS.verbose:
+        console.capture()
+    logging.set_verbosity(logging.INFO)
+    try:
+        _run(entry_point)
+    except KeyboardInterrupt:
+        console.fail(InterruptedError("interrupted"))
+        sys.exit(130)
+    except Exception as error:
+        console.fail(error)
+        # Worker threads of a failed run (metrics, checkpoints) must not keep it alive.
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def _run(entry_point: Callable[..., Any]) -> None:
+    if FLAGS.multiprocess_gpu or FLAGS.coordinator_address:
+        jax.distributed.initialize(
+            FLAGS.coordinator_address,
+            FLAGS.process_count,
+            FLAGS.process_index,
+            initialization_timeout=FLAGS.initialization_timeout,
+        )
+    if FLAGS.tfds_data_dir:
+        seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
+    seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
+    configured = gin.configurable(entry_point)
+    gin_utils.parse_gin_flags(
+        [*FLAGS.gin_search_paths, *gin_utils.find_search_paths()],
+        FLAGS.gin_file,
+        FLAGS.gin_bindings,
+    )
+    if FLAGS.dry_run:
+        console.say(gin_utils.get_gin_config_str())
+        return
+    configured()

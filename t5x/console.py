@@ -1,0 +1,198 @@
+"""What a run shows: one header, one progress line, its results. The rest goes to a log file."""
+
+import faulthandler
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+from rich.text import Text
+
+_PLAIN_LINE_PERIOD = 10.0
+_REFRESH_PERIOD = 0.5
+
+
+class Console:
+    """The terminal of one process. Processes other than the first stay silent but for errors.
+
+    `capture()` sends file descriptor 2 to a log file: Python logging, warnings and the C++ notes of
+    TensorFlow, XLA and Orbax all end there, none on the terminal.
+    """
+
+    def __init__(self) -> None:
+        self.verbose = False
+        self.log_path: Path | None = None
+        self._out = rich.console.Console(highlight=False, soft_wrap=True)
+        self._errors = sys.stderr
+        self._captured = False
+
+    def capture(self) -> None:
+        """Sends everything written to file descriptor 2 to a temporary log file from now on.
+
+        What ends the process all the same, an exception nobody caught or a crash in C++, is still
+        shown.
+        """
+        if self._captured:
+            return
+        sys.stderr.flush()
+        self._errors = os.fdopen(os.dup(2), "w", buffering=1)
+        descriptor, name = tempfile.mkstemp(prefix="t5x-", suffix=".log")
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        self.log_path = Path(name)
+        self._captured = True
+        sys.excepthook = lambda kind, error, trace: self.fail(error)
+        faulthandler.enable(self._errors)
+
+    def move_log(self, directory: str, name: str) -> None:
+        """Goes on writing the log in a local output directory, with what it has so far."""
+        if not self._captured or "://" in directory or jax.process_index() != 0:
+            return
+        path = Path(directory) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sys.stderr.flush()
+        with path.open("ab") as file:
+            file.write(self.log_path.read_bytes())
+            file.flush()
+            os.dup2(file.fileno(), 2)
+        self.log_path.unlink()
+        self.log_path = path
+
+    def header(self, title: str, facts: Mapping[str, str]) -> None:
+        """Prints the facts of the run, a line each."""
+        if jax.process_index() != 0:
+            return
+        self._out.print(Text(title, style="bold"))
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self._out.print(Text.assemble((f"  {name:<{width}}  ", "dim"), value))
+
+    def say(self, text: str) -> None:
+        """Prints one line."""
+        if jax.process_index() == 0:
+            self._out.print(Text(text))
+
+    def table(self, table: rich.table.Table) -> None:
+        """Prints a table."""
+        if jax.process_index() == 0:
+            self._out.print(table)
+
+    def progress(self, total: int, start: int, tokens_per_step: int) -> "Progress":
+        """A progress line over steps `start` to `total`."""
+        return Progress(self._out, total, start, tokens_per_step)
+
+    def usage_error(self, message: str) -> None:
+        """Says what is wrong with the command line."""
+        print(f"error: {message}", file=self._errors, flush=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Says what went wrong in one line; the traceback goes to the log."""
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        if self.verbose:
+            return
+        line = f"error: {summarise_error(error)}"
+        if self.log_path:
+            line += f" (traceback in {self.log_path}; --verbose shows it here)"
+        print(line, file=self._errors, flush=True)
+
+
+def summarise_error(error: BaseException) -> str:
+    """An exception as one line: gin's notes on where it was called from are left out."""
+    message = str(error).split("\n  In call to configurable")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = " ".join(lines) if lines else type(error).__name__
+    if isinstance(error, KeyError | AssertionError | AttributeError | TypeError | IndexError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 600 else f"{text[:600]} …"
+
+
+class Progress:
+    """Step, loss, tokens per second and time left; a bar in a terminal, plain lines elsewhere.
+
+    Loss is read one step behind, so that showing it never waits for the devices.
+    """
+
+    def __init__(
+        self, console: rich.console.Console, total: int, start: int, tokens_per_step: int
+    ) -> None:
+        self._console = console
+        self._total, self._tokens_per_step = total, tokens_per_step
+        self._silent = jax.process_index() != 0
+        self._previous: tuple[int, Mapping[str, Any]] | None = None
+        self._first: tuple[int, float] | None = None
+        self._shown = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+        if console.is_terminal and not self._silent:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                rich.progress.BarColumn(),
+                rich.progress.TextColumn("{task.fields[facts]}"),
+                rich.progress.TimeRemainingColumn(),
+                console=console,
+                transient=False,
+            )
+            self._task = self._bar.add_task("", total=total, completed=start, facts="")
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._previous and not self._silent and exc_info[0] is None:
+            self._show(*self._previous)
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes note of a dispatched step and, now and then, shows the one before."""
+        now = time.monotonic()
+        if self._first is None:
+            # The first step holds warm-up; rates count from its end.
+            self._first = (step, now)
+        period = _REFRESH_PERIOD if self._bar else _PLAIN_LINE_PERIOD
+        if self._previous and not self._silent and now - self._shown >= period:
+            self._show(*self._previous)
+            self._shown = now
+        self._previous = (step, metrics)
+
+    def _show(self, step: int, metrics: Mapping[str, Any]) -> None:
+        loss = float(metrics["loss_per_nonpadding_target_token"].compute())
+        first_step, first_time = self._first or (step, time.monotonic())
+        elapsed = time.monotonic() - first_time
+        rate = (step - first_step) / elapsed if elapsed > 0 else 0.0
+        facts = f"loss {loss:.4f}"
+        if rate:
+            facts += f"  {format_count(rate * self._tokens_per_step)} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, completed=step, facts=facts)
+            return
+        left = format_seconds((self._total - step) / rate) if rate else "?"
+        self._console.print(Text(f"step {step}/{self._total}  {facts}  {left} left"))
+
+
+def format_count(value: float) -> str:
+    """A count in three significant figures: 1.52M, 48.0k."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+console = Console()

@@ -1,0 +1,402 @@
+"""T5 v1.1 encoder-decoder network (arXiv 1910.10683; upstream t5x.examples.t5.network).
+
+Unrolled, parameters have upstream's names (`encoder/layers_0/attention/query/kernel`). Scanned, a
+stack's layers share one subtree (`encoder/encoder/attention/query/kernel`) whose arrays carry the
+layers at axis `param_scan_axis`. Either way a stack has one relative position bias, computed once.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from flax.linen import partitioning as nn_partitioning
+
+from t5x.examples.t5 import layers
+
+# What the backward pass of a layer finds saved; the rest it computes again.
+REMAT_POLICIES = {
+    "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": jax.checkpoint_policies.checkpoint_dots,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@struct.dataclass
+class T5Config:
+    """Shape and computation of a T5 model; upstream's fields plus `loss_chunk_tokens`.
+
+    Attributes:
+      dtype: of activations; parameters are float32.
+      mlp_activations: names of flax.linen functions, multiplied together; 'linear' is the identity.
+      logits_via_embedding: project to the vocabulary with the embedding matrix.
+      float32_attention_logits: scores and softmax in float32 whatever the dtype.
+      remat_policy: 'none', or a key of REMAT_POLICIES: 'minimal' saves the matmuls, 'full' nothing.
+      scan_layers: one compiled layer, looped over, instead of one copy a layer.
+      param_scan_axis: where the scanned parameters carry the layers axis.
+      loss_chunk_tokens: target tokens per device whose logits exist at a time during training and
+        scoring; 0: all at once.
+    """
+
+    vocab_size: int
+    dtype: Any = jnp.float32
+    emb_dim: int = 512
+    num_heads: int = 8
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    head_dim: int = 64
+    mlp_dim: int = 2048
+    mlp_activations: Sequence[str] = ("relu",)
+    dropout_rate: float = 0.1
+    logits_via_embedding: bool = False
+    float32_attention_logits: bool = False
+    remat_policy: str | None = "none"
+    scan_layers: bool = True
+    param_scan_axis: int = 1
+    loss_chunk_tokens: int = 1024
+
+
+def _norm(config: T5Config, name: str, x: jax.Array) -> jax.Array:
+    return constrain(layers.LayerNorm(dtype=config.dtype, name=name)(x))
+
+
+def constrain(x_BxLxE: jax.Array) -> jax.Array:
+    return layers.constrain(x_BxLxE, ("batch", "length", "embed"))
+
+
+def _attention(config: T5Config, name: str) -> layers.MultiHeadAttention:
+    return layers.MultiHeadAttention(
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        dropout_rate=config.dropout_rate,
+        float32_logits=config.float32_attention_logits,
+        dtype=config.dtype,
+        name=name,
+    )
+
+
+def _mlp(config: T5Config) -> layers.MlpBlock:
+    return layers.MlpBlock(
+        intermediate_dim=config.mlp_dim,
+        activations=config.mlp_activations,
+        dropout_rate=config.dropout_rate,
+        dtype=config.dtype,
+        name="mlp",
+    )
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each normalised before and added to its input."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxLxE: jax.Array,
+        bias_1xHxLxL: jax.Array,
+        segments_BxL: jax.Array,
+        deterministic: bool,
+    ) -> tuple[jax.Array, None]:
+        cfg = self.config
+        drop = functools.partial(layers.dropout(cfg.dropout_rate), deterministic=deterministic)
+        x = constrain(x_BxLxE)
+        y = _norm(cfg, "pre_attention_layer_norm", x)
+        y = _attention(cfg, "attention")(
+            y,
+            y,
+            bias=bias_1xHxLxL,
+            query_segments=segments_BxL,
+            key_segments=segments_BxL,
+            deterministic=deterministic,
+        )
+        x = constrain(drop(y) + x)
+        y = _norm(cfg, "pre_mlp_layer_norm", x)
+        y = _mlp(cfg)(y, deterministic=deterministic)
+        return constrain(drop(y) + x), None
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoder, and MLP."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxLxE: jax.Array,
+        bias_1xHxLxL: jax.Array,
+        segments: Mapping[str, jax.Array | None],
+        encoded_BxKxE: jax.Array,
+        position: jax.Array | None,
+        deterministic: bool,
+        decode: bool,
+    ) -> tuple[jax.Array, None]:
+        cfg = self.config
+        drop = functools.partial(layers.dropout(cfg.dropout_rate), deterministic=deterministic)
+        x = constrain(x_BxLxE)
+        y = _norm(cfg, "pre_self_attention_layer_norm", x)
+        y = _attention(cfg, "self_attention")(
+            y,
+            y,
+            bias=bias_1xHxLxL,
+            query_segments=segments["decoder"],
+            key_segments=segments["decoder"],
+            causal=not decode,
+            deterministic=deterministic,
+            decode=decode,
+            position=position,
+        )
+        x = constrain(drop(y) + x)
+        y = _norm(cfg, "pre_cross_attention_layer_norm", x)
+        y = _attention(cfg, "encoder_decoder_attention")(
+            y,
+            encoded_BxKxE,
+            query_segments=segments["cross_query"],
+            key_segments=segments["cross_key"],
+            deterministic=deterministic,
+        )
+        x = constrain(drop(y) + x)
+        y = _norm(cfg, "pre_mlp_layer_norm", x)
+        y = _mlp(cfg)(y, deterministic=deterministic)
+        return constrain(drop(y) + x), None
+
+
+class Stack(nn.Module):
+    """What encoder and decoder share: embedding in, layers (scanned or unrolled), norm."""
+
+    config: T5Config
+    shared_embedding: nn.Module
+
+    def _relative_bias(self) -> layers.RelativePositionBiases:
+        return layers.RelativePositionBiases(self.config.num_heads, dtype=self.config.dtype)
+
+    def _embed(self, tokens_BxL: jax.Array, deterministic: bool) -> jax.Array:
+        x = self.shared_embedding(tokens_BxL)
+        x = self.input_dropout(x, deterministic=deterministic)
+        return x.astype(self.config.dtype)
+
+    def _layers(self, layer: type[nn.Module], count: int, static: tuple[int, ...]) -> Any:
+        """The layers, as one scanned module or a list; `static`: which arguments are bools."""
+        cfg = self.config
+        if cfg.remat_policy not in (None, "none"):
+            if cfg.remat_policy not in REMAT_POLICIES:
+                names = ", ".join(["none", *REMAT_POLICIES])
+                raise ValueError(
+                    f"T5Config.remat_policy = {cfg.remat_policy!r}: choose from {names}"
+                )
+            layer = nn_partitioning.remat(
+                layer,
+                policy=REMAT_POLICIES[cfg.remat_policy],
+                prevent_cse=not cfg.scan_layers,
+                static_argnums=static,
+            )
+        if not cfg.scan_layers:
+            return [layer(cfg) for _ in range(count)]
+        is_init = self.is_mutable_collection("params")
+        axis = cfg.param_scan_axis
+        return nn_partitioning.scan_with_axes(
+            layer,
+            variable_axes={"params": axis if is_init else nn_partitioning.ScanIn(axis), "cache": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=count,
+            axis_name="layers",
+        )(cfg)
+
+    def _run(self, stack: Any, x_BxLxE: jax.Array, *args: Any) -> jax.Array:
+        for layer in stack if isinstance(stack, Sequence) else [stack]:
+            x_BxLxE, _ = layer(x_BxLxE, *args)
+        return x_BxLxE
+
+
+class Encoder(Stack):
+    """Tokens (B, L) and segments (B, L) → encodings (B, L, E)."""
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.relpos_bias = self._relative_bias()
+        stack = self._layers(EncoderLayer, cfg.num_encoder_layers, static=(3,))
+        if cfg.scan_layers:
+            self.encoder = stack
+        else:
+            self.layers = stack
+        self.encoder_norm = layers.LayerNorm(dtype=cfg.dtype)
+        self.input_dropout = layers.dropout(cfg.dropout_rate)
+        # Upstream's one dropout that draws a mask for every position.
+        self.output_dropout = nn.Dropout(cfg.dropout_rate)
+
+    def __call__(
+        self, tokens_BxL: jax.Array, segments_BxL: jax.Array, deterministic: bool = False
+    ) -> jax.Array:
+        cfg = self.config
+        length = tokens_BxL.shape[-1]
+        bias = self.relpos_bias(length, length, bidirectional=True)
+        x = self._embed(tokens_BxL, deterministic)
+        stack = self.encoder if cfg.scan_layers else self.layers
+        x = self._run(stack, x, bias, segments_BxL, deterministic)
+        return self.output_dropout(self.encoder_norm(x), deterministic=deterministic)
+
+
+class Decoder(Stack):
+    """Tokens (B, L), segments and encodings (B, K, E) → activations (B, L, E); `logits` follows."""
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.relpos_bias = self._relative_bias()
+        stack = self._layers(DecoderLayer, cfg.num_decoder_layers, static=(5, 6))
+        if cfg.scan_layers:
+            self.decoder = stack
+        else:
+            self.layers = stack
+        self.decoder_norm = layers.LayerNorm(dtype=cfg.dtype)
+        self.input_dropout = layers.dropout(cfg.dropout_rate)
+        self.output_dropout = layers.dropout(cfg.dropout_rate)
+        if not cfg.logits_via_embedding:
+            # float32 for stability.
+            self.logits_dense = layers.DenseGeneral(cfg.vocab_size, ("embed", "vocab"))
+
+    def __call__(
+        self,
+        tokens_BxL: jax.Array,
+        segments: Mapping[str, jax.Array | None],
+        encoded_BxKxE: jax.Array,
+        deterministic: bool = False,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+    ) -> jax.Array:
+        cfg = self.config
+        length = max_decode_length if decode and max_decode_length else tokens_BxL.shape[-1]
+        position = self._next_position() if decode else None
+        bias = self.relpos_bias(length, length, bidirectional=False, query_position=position)
+        x = self._embed(tokens_BxL, deterministic)
+        stack = self.decoder if cfg.scan_layers else self.layers
+        x = self._run(stack, x, bias, segments, encoded_BxKxE, position, deterministic, decode)
+        return self.output_dropout(self.decoder_norm(x), deterministic=deterministic)
+
+    def _next_position(self) -> jax.Array | None:
+        """Position of the token being decoded; None on the call that creates the cache."""
+        is_step = self.has_variable("cache", "cache_index")
+        index = self.variable("cache", "cache_index", lambda: jnp.array(0, jnp.int32))
+        if not is_step:
+            return None
+        index.value += 1
+        return index.value - 1
+
+    def logits(self, x_BxLxE: jax.Array) -> jax.Array:
+        if self.config.logits_via_embedding:
+            scores = self.shared_embedding.attend(x_BxLxE) / jnp.sqrt(x_BxLxE.shape[-1])
+        else:
+            scores = self.logits_dense(x_BxLxE)
+        return layers.constrain(scores, ("batch", "length", "vocab"))
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder with a shared token embedding.
+
+    All token, segment and position arrays are (batch, length) integers; token 0 is padding.
+    Positions are accepted as upstream does: relative biases need none, also for packed examples,
+    since a packed example's tokens are contiguous.
+    """
+
+    config: T5Config
+
+    @property
+    def scan_layers(self) -> bool:
+        """Whether caches carry a leading layers axis (what upstream's models ask for)."""
+        return self.config.scan_layers
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype)
+        self.encoder = Encoder(cfg, self.token_embedder)
+        self.decoder = Decoder(cfg, self.token_embedder)
+
+    def encode(
+        self,
+        encoder_input_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        enable_dropout: bool = True,
+    ) -> jax.Array:
+        """Encodings (B, K, E) of the inputs."""
+        segments = layers.segments(encoder_input_tokens, encoder_segment_ids)
+        return self.encoder(encoder_input_tokens, segments, not enable_dropout)
+
+    def decode(
+        self,
+        encoded: jax.Array,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        decoder_positions: jax.Array | None = None,
+        enable_dropout: bool = True,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+        return_hidden: bool = False,
+    ) -> jax.Array:
+        """Logits (B, L, V) in float32; with return_hidden the activations (B, L, E) before them.
+
+        Args:
+          encoder_input_tokens: tells padding from input; with `encoder_segment_ids`, packed inputs.
+          decoder_target_tokens: tells padding from target; not used when `decode`.
+          decode: one step of autoregressive decoding (or, without a cache yet, its creation).
+          max_decode_length: length of the cache.
+        """
+        if decode and encoder_segment_ids is not None:
+            raise ValueError("encoder_segment_ids: packed examples cannot be decoded step by step")
+        cross_key = layers.segments(encoder_input_tokens, encoder_segment_ids)
+        if decode:
+            own = None
+            cross_query = jnp.ones(decoder_target_tokens.shape, jnp.int32)
+        else:
+            own = layers.segments(decoder_target_tokens, decoder_segment_ids)
+            packed = encoder_segment_ids is not None
+            cross_query = own if packed else layers.segments(decoder_target_tokens, None)
+        segments = {"decoder": own, "cross_query": cross_query, "cross_key": cross_key}
+        hidden = self.decoder(
+            decoder_input_tokens, segments, encoded, not enable_dropout, decode, max_decode_length
+        )
+        return hidden if return_hidden else self.decoder.logits(hidden)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits (B, L, V) of what `return_hidden` gives."""
+        return self.decoder.logits(hidden)
+
+    def logits_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of the parameters that `logits` reads."""
+        if self.config.logits_via_embedding:
+            return {"token_embedder": params["token_embedder"]}
+        return {"decoder": {"logits_dense": params["decoder"]["logits_dense"]}}
+
+    def __call__(
+        self,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        encoder_positions: jax.Array | None = None,
+        decoder_positions: jax.Array | None = None,
+        *,
+        enable_dropout: bool = True,
+        decode: bool = False,
+        return_hidden: bool = False,
+    ) -> jax.Array:
+        """Encodes and decodes with teacher forcing; see `decode` for what comes back."""
+        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
+        return self.decode(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids=encoder_segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
+            enable_dropout=enable_dropout,
+            decode=decode,
+            return_hidden=return_hidden,
+        )

@@ -1,0 +1,316 @@
+"""Where a train state comes from: a checkpoint, or an initialiser run under its own shardings."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+from absl import logging
+from etils import epath
+
+from t5x import checkpoints, optimizers, partitioning, state_utils, train_state
+
+DTYPES = (None, "float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass
+class SaveCheckpointConfig:
+    """What is saved and when (upstream `t5x.utils.SaveCheckpointConfig`).
+
+    Attributes:
+      dtype: of saved parameters, "float32" or "bfloat16"; optimizer moments keep theirs.
+      period: steps between checkpoints.
+      checkpoint_steps: further steps to save at.
+      keep: newest checkpoints kept; all when None.
+      keep_dataset_checkpoints: newest dataset positions kept; as `keep` when None.
+      save_dataset: whether the position in the data is saved. None saves it where the dataset
+        allows it and logs where it does not; True insists.
+      checkpointer_cls: upstream's legacy writer or a keep-best variant of it.
+      state_transformation_fns: applied to the state before writing.
+      checkpoint_manager_cls: the Orbax manager.
+    """
+
+    dtype: str | None = "float32"
+    period: int | None = None
+    checkpoint_steps: Sequence[int] | None = None
+    keep: int | None = None
+    keep_dataset_checkpoints: int | None = None
+    save_dataset: bool | None = None
+    checkpointer_cls: Callable[..., Any] = checkpoints.Checkpointer
+    state_transformation_fns: Sequence[Callable[..., Any]] = dataclasses.field(default_factory=list)
+    checkpoint_manager_cls: Callable[..., Any] = checkpoints.OrbaxCheckpointManagerInterface
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES[:3]:
+            raise ValueError(
+                f"SaveCheckpointConfig.dtype must be 'float32' or 'bfloat16', got '{self.dtype}'"
+            )
+
+
+@dataclasses.dataclass
+class RestoreCheckpointConfig:
+    """What is restored and how (upstream `t5x.utils.RestoreCheckpointConfig`).
+
+    Attributes:
+      path: a checkpoint ("specific") or a directory of checkpoints ("latest", "all").
+      mode: "specific", "latest" or "all".
+      assignment_map: (model parameter regex, checkpoint name or None) pairs.
+      strict: whether optimizer state must be there too.
+      fallback_to_scratch: initialise what the checkpoint lacks.
+      dtype: of restored parameters; as saved when None.
+      restore_dataset: whether the position in the data is restored.
+      checkpointer_cls: upstream's legacy reader.
+      state_transformation_fns: applied to the state after reading, after the assignment map.
+      checkpoint_manager_cls: the Orbax manager.
+    """
+
+    path: str | Sequence[str]
+    mode: str = "latest"
+    assignment_map: Sequence[tuple[str, str | None]] | None = None
+    strict: bool = True
+    fallback_to_scratch: bool = False
+    dtype: str | None = None
+    restore_dataset: bool | None = False
+    checkpointer_cls: Callable[..., Any] = checkpoints.Checkpointer
+    state_transformation_fns: Sequence[Callable[..., Any]] = ()
+    checkpoint_manager_cls: Callable[..., Any] = checkpoints.OrbaxCheckpointManagerInterface
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("specific", "latest", "all"):
+            raise ValueError(
+                "RestoreCheckpointConfig.mode must be 'specific', 'latest' or 'all', got "
+                f"'{self.mode}'"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                "RestoreCheckpointConfig.dtype must be None, 'float32', 'bfloat16' or 'float16', "
+                f"got '{self.dtype}'"
+            )
+        if self.assignment_map is not None:
+            assign = functools.partial(
+                state_utils.apply_assignment_map, assignment_map=self.assignment_map
+            )
+            self.state_transformation_fns = (assign, *self.state_transformation_fns)
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """Saving and restoring; None switches either off."""
+
+    save: SaveCheckpointConfig | None = None
+    restore: RestoreCheckpointConfig | None = None
+
+
+class TrainStateInitializer:
+    """Makes sharded train states (upstream `t5x.utils.TrainStateInitializer`).
+
+    Args:
+      optimizer_def: optimizer whose state is wanted, or None for parameters alone.
+      init_fn: (rng, input_shapes, input_types) → model variables.
+      input_shapes: global shape of each model feature.
+      partitioner: gives the shardings.
+      input_types: dtype of each model feature.
+
+    Attributes:
+      global_train_state_shape: the state with jax.ShapeDtypeStruct in place of arrays.
+      train_state_axes: the state with PartitionSpec in place of arrays.
+    """
+
+    def __init__(
+        self,
+        optimizer_def: optimizers.OptimizerDef | None,
+        init_fn: Callable[..., Any],
+        input_shapes: Mapping[str, Sequence[int]],
+        partitioner: partitioning.PjitPartitioner,
+        input_types: Mapping[str, Any] | None = None,
+    ) -> None:
+        def initialize(rng: jax.Array) -> train_state.TrainState:
+            variables = flax.core.freeze(
+                init_fn(rng=rng, input_shapes=input_shapes, input_types=input_types)
+            )
+            if optimizer_def is None:
+                return train_state.InferenceState.create(variables)
+            return train_state.FlaxOptimTrainState.create(optimizer_def, variables)
+
+        self._initialize = initialize
+        self._partitioner = partitioner
+        with partitioner.context():
+            self.global_train_state_shape = jax.eval_shape(initialize, jax.random.PRNGKey(0))
+        self.train_state_axes = partitioner.get_mesh_axes(self.global_train_state_shape)
+
+    def from_scratch(self, init_rng: jax.Array) -> train_state.TrainState:
+        """Initialises every shard on the device that keeps it."""
+        logging.info("initializing parameters from scratch")
+        initialize = self._partitioner.partition(
+            self._initialize, in_axis_resources=None, out_axis_resources=self.train_state_axes
+        )
+        return initialize(init_rng)
+
+    def from_checkpoints(
+        self,
+        restore_cfgs: Sequence[RestoreCheckpointConfig],
+        ds_iter: Any = None,
+        init_rng: jax.Array | None = None,
+    ) -> Iterable[tuple[train_state.TrainState, str]]:
+        """Yields (train state, path) for each checkpoint of the first config that has any."""
+        cfg, paths = get_first_valid_restore_config_and_paths(restore_cfgs)
+        for path in paths:
+            state, manager = create_checkpoint_manager_and_restore(
+                self, self._partitioner, cfg, path, init_rng, ds_iter=ds_iter
+            )
+            manager.close()
+            yield state, path
+
+    def from_checkpoint(
+        self,
+        ckpt_cfgs: Sequence[RestoreCheckpointConfig],
+        *,
+        ds_iter: Any = None,
+        init_rng: jax.Array | None = None,
+    ) -> train_state.TrainState | None:
+        """The state of the one checkpoint that the configs name, None if there is none.
+
+        Raises:
+          ValueError: there are several.
+        """
+        states = [state for state, _ in self.from_checkpoints(ckpt_cfgs, ds_iter, init_rng)]
+        if len(states) > 1:
+            raise ValueError(f"RestoreCheckpointConfig names {len(states)} checkpoints, not one")
+        return states[0] if states else None
+
+    def from_checkpoint_or_scratch(
+        self,
+        ckpt_cfgs: Sequence[RestoreCheckpointConfig],
+        *,
+        init_rng: jax.Array,
+        ds_iter: Any = None,
+    ) -> train_state.TrainState:
+        """The state of the checkpoint, or a fresh one."""
+        state = self.from_checkpoint(ckpt_cfgs, ds_iter=ds_iter, init_rng=init_rng)
+        return self.from_scratch(init_rng) if state is None else state
+
+
+def get_first_valid_restore_config_and_paths(
+    restore_cfgs: Sequence[RestoreCheckpointConfig],
+) -> tuple[RestoreCheckpointConfig | None, list[str]]:
+    """The first config that names an existing checkpoint, with its checkpoints in order of step.
+
+    Mode "specific" is taken at its word. Directories without checkpoints are passed over.
+
+    Raises:
+      ValueError: a path of mode "latest" or "all" is not a directory.
+    """
+    for cfg in restore_cfgs:
+        paths = [cfg.path] if isinstance(cfg.path, str) else list(cfg.path)
+        if cfg.mode == "specific":
+            return cfg, paths
+        for directory in paths:
+            if not epath.Path(directory).is_dir():
+                raise ValueError(
+                    f"RestoreCheckpointConfig.path = '{directory}' is not a directory, which mode "
+                    f"'{cfg.mode}' needs"
+                )
+            steps = checkpoints.all_steps(directory)
+            found = [checkpoints.get_checkpoint_dir(directory, step) for step in steps]
+            if found:
+                return cfg, [str(p) for p in (found[-1:] if cfg.mode == "latest" else found)]
+    return None, []
+
+
+def get_fallback_state(
+    restore_cfg: RestoreCheckpointConfig | None,
+    init_fn: Callable[[jax.Array], Mapping[str, Any]],
+    init_rng: jax.Array | None,
+) -> Mapping[str, Any] | None:
+    """State dict from scratch for what a checkpoint may lack, None unless asked for.
+
+    Raises:
+      ValueError: fallback_to_scratch without transformations or without a seed.
+    """
+    if restore_cfg is None or not restore_cfg.fallback_to_scratch:
+        return None
+    if not restore_cfg.state_transformation_fns:
+        raise ValueError(
+            "RestoreCheckpointConfig.fallback_to_scratch needs an assignment_map or "
+            "state_transformation_fns"
+        )
+    if init_rng is None:
+        raise ValueError(
+            "RestoreCheckpointConfig.fallback_to_scratch needs a seed; bind evaluate."
+            "fallback_init_rng"
+        )
+    return init_fn(init_rng)
+
+
+def create_checkpoint_manager_and_restore(
+    train_state_initializer: TrainStateInitializer,
+    partitioner: partitioning.PjitPartitioner,
+    restore_checkpoint_cfg: RestoreCheckpointConfig | None,
+    restore_path: str | None,
+    fallback_init_rng: jax.Array | None,
+    save_checkpoint_cfg: SaveCheckpointConfig | None = None,
+    model_dir: str | None = None,
+    ds_iter: Any = None,
+    use_orbax: bool = True,
+) -> tuple[train_state.TrainState | None, checkpoints.OrbaxCheckpointManagerInterface]:
+    """Opens MODEL_DIR's checkpoints and restores one, if a path is given.
+
+    `use_orbax` is accepted without effect: writing is always Orbax, reading finds the format.
+
+    Raises:
+      FileNotFoundError: `restore_path` does not exist.
+    """
+    del use_orbax
+    if restore_path and not epath.Path(restore_path).exists():
+        raise FileNotFoundError(
+            f"checkpoint '{restore_path}' does not exist; set RestoreCheckpointConfig.path "
+            "(CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH in the run files)"
+        )
+    save, restore = save_checkpoint_cfg, restore_checkpoint_cfg
+    with_dataset = bool(
+        (save and save.save_dataset is not False) or (restore and restore.restore_dataset)
+    )
+    manager_cls = (restore or save).checkpoint_manager_cls
+    manager = manager_cls(
+        directory=model_dir or os.path.dirname(restore_path),
+        train_state=train_state_initializer.global_train_state_shape,
+        partitioner=partitioner,
+        dataset_iterator=ds_iter if with_dataset else None,
+        save_dtype=save.dtype if save else None,
+        restore_dtype=restore.dtype if restore else None,
+        keep=save.keep if save else None,
+        period=(save.period if save else None) or 1,
+        checkpoint_steps=save.checkpoint_steps if save else None,
+        keep_dataset_checkpoints=save.keep_dataset_checkpoints if save else None,
+        **_keep_best_settings(save),
+    )
+    if not restore_path:
+        return None, manager
+    fallback = get_fallback_state(
+        restore,
+        lambda rng: train_state_initializer.from_scratch(rng).state_dict(),
+        fallback_init_rng,
+    )
+    state = manager.restore(
+        path=restore_path,
+        fallback_state=fallback,
+        state_transformation_fns=restore.state_transformation_fns,
+    )
+    return state, manager
+
+
+def _keep_best_settings(save: SaveCheckpointConfig | None) -> dict[str, Any]:
+    """The keep-best parameters bound on `SaveCheckpointConfig.checkpointer_cls`, if it has any."""
+    if save is None:
+        return {}
+    cls = save.checkpointer_cls
+    bound = cls.keywords if isinstance(cls, functools.partial) else {}
+    cls = cls.func if isinstance(cls, functools.partial) else cls
+    if not (isinstance(cls, type) and issubclass(cls, checkpoints.SaveBestCheckpointer)):
+        return {}
+    defaults = {"metric_name_to_monitor": "train/accuracy", "metric_mode": "max"}
+    names = (*defaults, "keep_checkpoints_without_metrics", "force_keep_period")
+    return {**defaults, **{name: bound[name] for name in names if name in bound}}

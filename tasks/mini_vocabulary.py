@@ -1,0 +1,73 @@
+"""Makes vocabularies/mini.model: a SentencePiece model in which every word of Mini-P3 is a piece.
+
+    python -m t0x.tasks.mini_vocabulary [FILE]
+
+Byte-pair merges over prompted rows, carried on until words are whole; single bytes stand for what
+Mini-P3 never says. The same rows and prompts give the same pieces.
+"""
+
+import io
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from t0x.tasks import mini_datasets
+from t0x.templates import read_templates
+
+PROMPTS = Path(__file__).parent / "prompts" / "mini"
+MODEL = Path(__file__).parent / "vocabularies" / "mini.model"
+# A multiple of 128, as the model's embedding wants it.
+SIZE = 1792
+# Line breaks and tabs become spaces, so that a word is one piece wherever it stands.
+NORMALISATION = "".join(f"{ord(character):X}\t20\n" for character in "\n\r\t")
+
+
+def prompted_texts(dataset: mini_datasets.MiniDataset, split: str) -> Iterator[str]:
+    """Every prompt of the dataset over the split's rows: input, target and answer choices."""
+    templates = read_templates(PROMPTS / dataset.name / "templates.yaml").values()
+    for row in mini_datasets.rows(dataset.name, split):
+        for template in templates:
+            yield " ".join([*template.apply(row), *(template.get_answer_choices_list(row) or [])])
+
+
+def build() -> bytes:
+    """The serialised SentencePiece model."""
+    texts = (
+        text
+        for dataset in mini_datasets.DATASETS
+        for split in dataset.splits
+        for text in prompted_texts(dataset, split)
+    )
+    model = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
+        rules.write(NORMALISATION)
+        rules.flush()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=SIZE,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            byte_fallback=True,
+            character_coverage=1.0,
+            normalization_rule_tsv=rules.name,
+            num_threads=1,
+            minloglevel=2,
+        )
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    # The rules themselves are in the model; where their file lay would change it from run to run.
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")
+    return proto.SerializeToString(deterministic=True)
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else MODEL
+    path.write_bytes(build())
+    print(f"{path}: {SIZE} pieces")

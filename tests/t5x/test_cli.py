@@ -1,0 +1,104 @@
+"""The shared command line, through real processes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from t5x import console, gin_utils
+
+RUN_FILE = """
+from __gin__ import dynamic_registration
+import __main__ as script
+script.entry.text = %TEXT
+TEXT = 'from the file'
+"""
+SCRIPT = """
+import sys
+from t5x.console import console
+if '--verbose' not in sys.argv:
+    console.capture()
+from t5x import cli
+
+def entry(text: str, times: int = 1):
+    if text == 'raise':
+        raise ValueError('BATCH_SIZE = 3 is wrong;\\n use 4')
+    print(text * times)
+
+if __name__ == '__main__':
+    cli.run(entry)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "run.gin").write_text(RUN_FILE)
+    (folder / "script.py").write_text(SCRIPT)
+    return folder
+
+
+def _run(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "script.py", *arguments], cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_rewrite_gin_args():
+    assert gin_utils.rewrite_gin_args(["x", "--gin.A.b='c=d'"]) == ["x", "--gin_bindings=A.b = 'c=d'"]
+    with pytest.raises(ValueError, match=r"--gin\.A: a gin binding has the form"):
+        gin_utils.rewrite_gin_args(["--gin.A"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "error"),
+    [
+        (["--gin_file=run.gin"], 0, "from the file\n", ""),
+        (["--gin_file=run.gin", "--gin.TEXT='bound'"], 0, "bound\n", ""),
+        (
+            ["--gin_file=run.gin", "--gin.TEXT='raise'"],
+            1,
+            "",
+            "error: BATCH_SIZE = 3 is wrong; use 4 (traceback in",
+        ),
+        (["--gin_file=no.gin"], 1, "", "error: --gin_file=no.gin is in none of"),
+        (
+            ["--gin_file=run.gin", "--gin.entry.tims=2"],
+            1,
+            "",
+            "did you mean 'times'?",
+        ),
+        ([], 2, "", "error: --gin_file=FILE is missing"),
+    ],
+)
+def test_exit_code_and_one_line(folder, arguments, code, out, error):
+    done = _run(folder, *arguments)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert error in done.stderr
+    assert done.stderr.count("\n") <= 1
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_prints_the_configuration_and_stops(folder):
+    done = _run(folder, "--gin_file=run.gin", "--dry_run")
+    assert done.returncode == 0
+    assert "TEXT = 'from the file'" in done.stdout
+    assert "\nfrom the file\n" not in done.stdout
+
+
+def test_verbose_shows_the_traceback(folder):
+    done = _run(folder, "--gin_file=run.gin", "--gin.TEXT='raise'", "--verbose")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(950, "950"), (48_000, "48k"), (1_520_000, "1.52M"), (2.85e9, "2.85B")]
+)
+def test_counts_have_three_figures(value, text):
+    assert console.format_count(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3723, "1:02:03")])
+def test_seconds(seconds, text):
+    assert console.format_seconds(seconds) == text
