@@ -20,7 +20,13 @@ EXTRAS = {
     "cache": ["apache-beam>=2.60,<3"],
     "plan": ["libtpu"],
     "report": REPORT,
-    "test": [*REPORT, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.9,<1"],
+    "test": [
+        *REPORT,
+        "pytest>=8,<10",
+        "pytest-xdist>=3.6,<4",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.9,<1",
+    ],
 }
 
 setup(

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2.utils import Namespace
 
-UNITS_PER_RENDER = 200_000
+UNITS_PER_RENDER = 250_000
 CHARACTERS_PER_UNIT = 32
 WIDEST_FIELD = 999  # characters that a width or precision in a format may ask for
 MOST_BITS = 16_384  # of an integer
@@ -201,11 +201,13 @@ def price_method(owner: Any, name: str, arguments: tuple, keywords: dict) -> int
     """Units of `owner.name(*arguments, **keywords)` for a method of READABLE or MUTATORS."""
     if "key" in keywords:  # would call a macro from C, past every count
         raise TypeError("a sort key is not available to templates")
-    price = length(owner) + weigh(arguments) + (weigh(keywords) if keywords else 0)
+    price = 1 + weigh(arguments) + (weigh(keywords) if keywords else 0)
     if isinstance(owner, str):
-        return price + _price_string_method(owner, name, *arguments, **keywords)
+        return price + length(owner) + _price_string_method(owner, name, *arguments, **keywords)
     if name in ("count", "index", "remove", "sort"):
-        price += weigh(owner)
+        return price + weigh(owner)
+    if name in ("insert", "pop", "reverse", "copy"):  # move what lies behind, 8 bytes an item
+        return price + length(owner) // 4
     return price
 
 

@@ -234,9 +234,7 @@ def register_dataset(
         raise ValueError(f"dataset {source.label}: there is no prompt to register")
     held_out_prompts = frozenset(held_out_prompts)
     if unknown := sorted(held_out_prompts - set(templates)):
-        raise ValueError(
-            f"dataset {source.label}: held_out_prompts names no prompt of it: {unknown}"
-        )
+        raise ValueError(f"dataset {source.label}: no such prompt in held_out_prompts: {unknown}")
     tasks = DatasetTasks()
     for template in templates.values():
         held = template.name in held_out_prompts
@@ -266,7 +264,7 @@ def _dataset(
         splits = dict.fromkeys(files)
 
         def rows(split: str) -> sources.Rows:
-            return sources.open_file(files[split])
+            return sources.open_file(files[split], sources.Settings().bad_lines)
 
     if not splits:
         raise ValueError(f"dataset {name}: {source} holds no <split>.jsonl or <split>.parquet")

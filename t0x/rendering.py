@@ -92,7 +92,7 @@ class TaskInfo:
 
     @property
     def seen(self) -> str:
-        """ "seen", "held-out prompt" or "held-out dataset"."""
+        """One of "seen", "held-out prompt" and "held-out dataset"."""
         if self.dataset.held_out:
             return "held-out dataset"
         return "held-out prompt" if self.held_out_prompt else "seen"
@@ -129,15 +129,14 @@ def skipped_in(task: str, split: str) -> dict[str, int]:
 
 
 def _skip(task: str, reason: str, split: str, row: int, detail: str = "") -> None:
+    """Counts a row that is left out; only a task's first row for each reason is logged."""
     with _skipped_lock:
         rows = _skipped.setdefault(task, {}).setdefault(reason, set())
         first = not rows
         rows.add((split, row))
     if first:
-        colon = ": " if detail else ""
-        logging.warning(
-            "%s: row %d of %s left out: %s%s%s", task, row, split, reason, colon, detail
-        )
+        why = f"{reason}: {detail}" if detail else reason
+        logging.warning("%s: row %d of split %s left out: %s", task, row, split, why)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ class ResultsLogger(seqio.Logger):
         trained = {task.name for task in seqio.MixtureRegistry.get(self._train_mixture).tasks}
         if task_name.removesuffix(SCORE_EVAL) in trained:
             return "seen"
-        datasets = {task_info(name).dataset.label for name in trained}
+        infos = task_infos()
+        datasets = {infos[name].dataset.label for name in trained if name in infos}
         return "held-out prompt" if info.dataset.label in datasets else "held-out dataset"
 
 

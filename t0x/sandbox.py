@@ -19,15 +19,21 @@ from typing import Any
 
 from jinja2 import Template as JinjaTemplate
 from jinja2 import meta, nodes, pass_context
-from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.filters import do_truncate
-from jinja2.runtime import Context, LoopContext, Macro, Undefined, markup_join, str_join
+from jinja2.runtime import (
+    Context,
+    LoopContext,
+    Macro,
+    TemplateReference,
+    Undefined,
+    markup_join,
+    str_join,
+)
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner, Namespace, _PassArg
 
 from t0x.budget import (
-    CHARACTERS_PER_UNIT,
     CONSTANT_FILTERS,
     FILTER_GUARDS,
     ITEM_FILTERS,
@@ -45,12 +51,9 @@ from t0x.budget import (
     price_operator,
     weigh,
 )
+from t0x.compilation import LONGEST_VARIABLE, MeteredGenerator, count_units
 
 LONGEST_SOURCE = 32_768  # characters of a template; promptsource's longest has 2,849
-LONGEST_VARIABLE = 2048  # characters of a substituted value, promptsource's TEXT_VAR_LENGTH
-DEEPEST_NESTING = 100
-DEEPEST_LOOP = 8
-_FORBIDDEN = (nodes.Block, nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
 _COMPARISONS = {
     "eq": operator.eq,
     "ne": operator.ne,
@@ -139,124 +142,6 @@ class _Loop:
         return len(self._items)
 
 
-class _Generator(CodeGenerator):
-    """Jinja's code generator, with the operations it leaves to plain Python made to pay."""
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self._turn_units: dict[int, int] = {}
-        self._units: dict[int, int] = {}
-
-    def visit(self, node: nodes.Node, *arguments: Any, **keywords: Any) -> Any:
-        units = self._turn_units.pop(id(node), None)
-        if units is None:
-            return super().visit(node, *arguments, **keywords)
-        self.write("environment.loop(context, ")
-        super().visit(node, *arguments, **keywords)
-        self.write(f", {units})")
-        return None
-
-    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
-        self._units = count_units(node)
-        super().visit_Template(node, frame)
-
-    def visit_For(self, node: nodes.For, frame: Frame) -> None:
-        self._turn_units[id(node.iter)] = self._units[id(node)]
-        super().visit_For(node, frame)
-
-    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
-        self.write("environment.compare(context, ")
-        self.visit(node.expr, frame)
-        for operand in node.ops:
-            # The right side of `a < b < c` is evaluated only when it is reached.
-            late = "lambda: " if len(node.ops) > 1 else ""
-            self.write(f", {operand.op!r}, {late}")
-            self.visit(operand.expr, frame)
-        self.write(")")
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.join(context, (")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
-
-    def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:
-        if node.attr not in MUTATOR_NAMES:
-            return super().visit_Getattr(node, frame)
-        self.write("environment.mutator(")
-        self.visit(node.node, frame)
-        self.write(f", {node.attr!r})")
-        return None
-
-    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
-        if not isinstance(node.arg, nodes.Slice):
-            return super().visit_Getitem(node, frame)
-        self.write("environment.slice(context, ")
-        self.visit(node.node, frame)
-        for bound in (node.arg.start, node.arg.stop, node.arg.step):
-            self.write(", ")
-            if bound is None:
-                self.write("None")
-            else:
-                self.visit(bound, frame)
-        self.write(")")
-        return None
-
-    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self.write("{")
-        for item in node.items:
-            self.write("environment.key(")
-            self.visit(item.key, frame)
-            self.write("): ")
-            self.visit(item.value, frame)
-            self.write(", ")
-        self.write("}")
-
-    def visit_Filter(self, node: nodes.Filter, frame: Frame) -> None:
-        if not _is_truncation(node):
-            return super().visit_Filter(node, frame)
-        self.write("environment.truncate(context, ")
-        self.visit(node.node.node, frame)
-        self.write(")")
-        return None
-
-
-def _is_truncation(node: nodes.Filter) -> bool:
-    """Whether this is `… | string | truncate(2048)`, appended to nearly every expression."""
-    return (
-        node.name == "truncate"
-        and isinstance(node.node, nodes.Filter)
-        and node.node.name == "string"
-        and node.node.node is not None
-        and not (node.kwargs or node.dyn_args or node.dyn_kwargs or node.node.args)
-        and [getattr(argument, "value", None) for argument in node.args] == [LONGEST_VARIABLE]
-    )
-
-
-def count_units(tree: nodes.Node) -> dict[int, int]:
-    """Units that running through a node once costs, by the node's id.
-
-    Raises TemplateSyntaxError where nodes or loops are nested deeper than any prompt needs; the
-    compiler's work grows with the square of the depth.
-    """
-    units: dict[int, int] = {}
-    order: list[tuple[nodes.Node, list[nodes.Node]]] = []
-    pending = [(tree, 0, 0)]
-    while pending:
-        node, depth, loops = pending.pop()
-        loops += isinstance(node, nodes.For)
-        if depth > DEEPEST_NESTING or loops > DEEPEST_LOOP:
-            raise TemplateSyntaxError("nested too deep", node.lineno)
-        children = list(node.iter_child_nodes())
-        order.append((node, children))
-        pending += [(child, depth + 1, loops) for child in children]
-    for node, children in reversed(order):  # children before their parents
-        own = 1 + len(getattr(node, "data", "")) // CHARACTERS_PER_UNIT
-        units[id(node)] = own + sum(units[id(child)] for child in children)
-    return units
-
-
 class _Formatter(SandboxedFormatter):
     """`str.format` whose widths are bounded and whose values are paid for."""
 
@@ -277,7 +162,7 @@ class _Formatter(SandboxedFormatter):
 class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of all templates. Immutable after construction, safe to share by threads."""
 
-    code_generator_class = _Generator
+    code_generator_class = MeteredGenerator
     context_class = MeteredContext
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
 
@@ -291,12 +176,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters.update(highlight=_highlight, most_frequent=_most_frequent)
         self.filters = {name: _pay_filter(name, f) for name, f in self.filters.items()}
         self.tests = {name: _pay_test(name, f) for name, f in self.tests.items()}
-
-    def _generate(self, source: nodes.Template, *arguments: Any, **keywords: Any) -> str:
-        for node in source.find_all(_FORBIDDEN):
-            statement = type(node).__name__.lower()
-            raise TemplateSyntaxError(f"{statement} is not available to prompts", node.lineno)
-        return super()._generate(source, *arguments, **keywords)
 
     # Called by the generated code.
 
@@ -351,7 +230,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         try:
             return obj[attribute]
         except (TypeError, LookupError):
-            if attribute.startswith("__") or hasattr(type(obj), attribute):
+            internal = attribute.startswith("__") or isinstance(obj, TemplateReference)
+            if internal or hasattr(type(obj), attribute):
                 raise SecurityError(
                     f"attribute {attribute!r} of {type(obj).__name__} is not available"
                 ) from None
@@ -445,7 +325,7 @@ def _zip(context: MeteredContext, args: tuple, **options: Any) -> Iterator[tuple
 
 @pass_context
 def _pay_output(context: MeteredContext, value: Any) -> Any:
-    context.spend(weigh(value, context.units))
+    context.spend(length(value) if type(value) is str else weigh(value, context.units))
     return value
 
 
@@ -538,6 +418,7 @@ class Program:
         self.source = source
         self.error: str | None = None
         self.fields: frozenset[str] = frozenset()
+        self.draws = False
         try:
             self._compile(source)
         except Exception as error:

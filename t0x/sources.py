@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,7 @@ class JsonLines(Sequence):
         more = f" and {len(bad) - NAMED_BAD_LINES} more" if len(bad) > NAMED_BAD_LINES else ""
         message = f"{self._path}: {len(bad)} lines are no JSON object: {named}{more}"
         if self._bad_lines == "error":
-            raise ValueError(
-                f"{message}; mend them or set t0x.sources.open_rows.bad_lines = 'skip'"
-            )
+            raise ValueError(f"{message}; mend them or set t0x.sources.Settings.bad_lines = 'skip'")
         logging.warning("%s; they are left out", message)
 
     def _open_table(self) -> tuple[array.array, array.array, tuple[int, ...]]:
@@ -136,9 +134,7 @@ class ParquetRows(Sequence):
         return self._contents.num_rows
 
     def __getitem__(self, index: int) -> Row:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._contents.slice(index % len(self), 1).to_pylist()[0]
+        return self._contents.slice(_place(index, len(self)), 1).to_pylist()[0]
 
 
 class TfdsRows(Sequence):
@@ -163,7 +159,13 @@ class TfdsRows(Sequence):
         return self._builder.info.splits[self._split].num_examples
 
     def __getitem__(self, index: int) -> Row:
-        return _plain(self._contents[index])
+        return _plain(self._contents[_place(index, len(self))])
+
+
+def _place(index: int, length: int) -> int:
+    if not -length <= index < length:
+        raise IndexError(index)
+    return index % length
 
 
 def _plain(value: Any) -> Any:
@@ -264,14 +266,27 @@ OPENERS: dict[str, Callable[[Request], Rows]] = {
 
 
 @gin.configurable(module="t0x.sources")
+@dataclass(frozen=True)
+class Settings:
+    """Where rows come from.
+
+    Args:
+        order: names of OPENERS in the order in which they are tried.
+        dataset_order: the same for single datasets by name, instead of `order`.
+        bad_lines: "error" or "skip" lines that are no JSON object, see `JsonLines`.
+    """
+
+    order: Sequence[str] = tuple(OPENERS)
+    dataset_order: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    bad_lines: str = "error"
+
+
 def open_rows(
     dataset: str,
     subset: str | None,
     split: str,
     hub_id: str | None = None,
-    sources: Sequence[str] = tuple(OPENERS),
-    dataset_sources: Mapping[str, Sequence[str]] | None = None,
-    bad_lines: str = "error",
+    settings: Settings | None = None,
 ) -> Rows:
     """Opens a split from the first source that has it.
 
@@ -280,20 +295,20 @@ def open_rows(
         subset: its configuration, None where it has one only.
         split: as named on the hub.
         hub_id: where the hub keeps it today, where that differs from `dataset`.
-        sources: names of OPENERS in the order in which they are tried.
-        dataset_sources: the same for single datasets by name, before `sources`.
-        bad_lines: "error" or "skip", see `JsonLines`.
+        settings: what gin says by default.
 
     Raises:
         FileNotFoundError: no source has it; names what was tried and how to get it.
         ValueError: an unknown source name, or local rows that cannot be read.
     """
-    request = Request(dataset, subset, split, hub_id or dataset, bad_lines)
+    # Asked for here and not by a binding of this function: gin would add lines to its errors.
+    settings = settings or Settings()
+    request = Request(dataset, subset, split, hub_id or dataset, settings.bad_lines)
     tried = []
-    for source in (dataset_sources or {}).get(dataset, sources):
+    for source in settings.dataset_order.get(dataset, settings.order):
         if source not in OPENERS:
             raise ValueError(
-                f"t0x.sources.open_rows.sources: {source!r} is none of {', '.join(OPENERS)}"
+                f"t0x.sources.Settings.order: {source!r} is none of {', '.join(OPENERS)}"
             )
         try:
             return OPENERS[source](request)

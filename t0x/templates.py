@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from t0x.sandbox import LONGEST_VARIABLE, Program, describe
+from t0x.compilation import LONGEST_VARIABLE
+from t0x.sandbox import Program, describe
 
 SEPARATOR = "|||"
 FILE_NAME = "templates.yaml"
@@ -67,8 +68,8 @@ class Template:
         """The parts of the rendered text, stripped; [input, target] for most templates.
 
         Equals promptsource's `Template.apply`: values substituted by `{{ }}` are cut at 2,048
-        characters if `truncate`; `|||` within a row's text field does not separate. Raises
-        RenderError.
+        characters if `truncate`; `|||` within a text field of the row does not separate (but, as in
+        promptsource, it does within lists and within answer choices). Raises RenderError.
         """
         if "answer_choices" in row:
             raise RenderError(f"template {self.name!r}: the row has a field answer_choices")

@@ -13,7 +13,10 @@ from typing import Any
 
 import gin
 import seqio
+import tensorflow as tf
 from absl import logging
+
+from t0x.templates import cache_directory
 
 MODEL_NAME = "cc_all.32000.100extra.sentencepiece.model"
 GCS_PATH = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
@@ -32,6 +35,7 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
     def __init__(self, path: str | None = None, extra_ids: int = 0) -> None:
         super().__init__(sentencepiece_model_file="", extra_ids=extra_ids)
         self._path = path
+        self._tf_tokenizer = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # gin copies its values deeply; that must not read files.
@@ -40,12 +44,22 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
     @property
     def sentencepiece_model_file(self) -> str:
         if not self._sentencepiece_model_file:
-            self._sentencepiece_model_file = str(find_model(self._path))
+            # Tasks make their vocabulary before a gin file's bindings are read: ask for them now.
+            path = self._path or t5_vocabulary()._path
+            self._sentencepiece_model_file = str(find_model(path))
         return self._sentencepiece_model_file
 
     def _model_context(self) -> Any:
         _ = self.sentencepiece_model_file
         return super()._model_context()
+
+    @property
+    def tf_tokenizer(self) -> Any:
+        # SeqIO makes one for every call; each holds the whole model, twice for every task.
+        if self._tf_tokenizer is None:
+            with tf.init_scope():
+                self._tf_tokenizer = super().tf_tokenizer
+        return self._tf_tokenizer
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, seqio.SentencePieceVocabulary):
@@ -101,7 +115,7 @@ def _folders() -> list[Path]:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("T0X_CACHE_DIR", "~/.cache/t0x")).expanduser() / "vocab"
+    return cache_directory() / "vocab"
 
 
 def _download(tried: list[str]) -> str:

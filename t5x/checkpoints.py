@@ -201,15 +201,15 @@ class OrbaxCheckpointManagerInterface:
     def _manager(self) -> ocp.CheckpointManager:
         # Made by the first save: it removes what a killed run left half written, which a job that
         # only reads must not do to a job that is writing.
+        handlers = {STATE_ITEM: ocp.PyTreeCheckpointHandler()}
+        if self._dataset_iterator is not None:
+            handlers[DATASET_ITEM] = self._dataset_handler
         return ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 step_prefix=get_checkpoint_prefix(), cleanup_tmp_directories=True, **self._retention
             ),
-            item_handlers={
-                STATE_ITEM: ocp.PyTreeCheckpointHandler(),
-                DATASET_ITEM: self._dataset_handler,
-            },
+            item_handlers=handlers,
         )
 
     @property
@@ -261,7 +261,8 @@ class OrbaxCheckpointManagerInterface:
         if step in self._manager.all_steps():
             logging.warning("Not saving step %d: %s has a checkpoint of it", step, self._directory)
             return False
-        state_dict, infos = train_state.state_dict(), self._parameter_infos()
+        state_dict = train_state.state_dict()
+        infos = self._parameter_infos() if state_transformation_fns else None
         for transform in state_transformation_fns:
             state_dict, infos = transform(state_dict, infos)
         items = {STATE_ITEM: ocp.args.PyTreeSave(state_dict, self._save_args(state_dict))}

@@ -130,16 +130,23 @@ def get_vocabulary(cfg: DatasetConfig) -> tuple[seqio.Vocabulary, seqio.Vocabula
 
 
 def verify_matching_vocabs(cfg: DatasetConfig, model: Any) -> None:
-    """Checks that task and model read tokens alike.
+    """Checks that task and model read tokens alike, and that the network has a row for each.
 
     Raises:
-      ValueError: their vocabularies differ.
+      ValueError: their vocabularies differ, or the network's is too small.
     """
     vocabularies = get_vocabulary(cfg)
     if vocabularies != (model.input_vocabulary, model.output_vocabulary):
         raise ValueError(
             f"the vocabulary of {cfg.mixture_or_task_name} ({vocabularies[0]}) is not the model's "
             f"({model.input_vocabulary}); bind VOCABULARY to the task's"
+        )
+    rows = getattr(getattr(getattr(model, "module", None), "config", None), "vocab_size", None)
+    pieces = max(vocabulary.vocab_size for vocabulary in vocabularies)
+    if rows is not None and rows < pieces:
+        raise ValueError(
+            f"T5Config.vocab_size = {rows} is smaller than the vocabulary's {pieces} pieces; use "
+            f"{-(-pieces // 128) * 128}"
         )
 
 

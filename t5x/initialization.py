@@ -298,6 +298,8 @@ def create_checkpoint_manager_and_restore(
         path=restore_path,
         fallback_state=fallback,
         state_transformation_fns=restore.state_transformation_fns,
+        # None goes on from MODEL_DIR's own checkpoints only.
+        restore_dataset=True if restore.restore_dataset else None,
     )
     return state, manager
 

@@ -121,7 +121,7 @@ token_losses.defvjp(_token_losses_fwd, _token_losses_bwd)
 
 
 class LossSums(NamedTuple):
-    """Weighted sums over a batch: loss with z term, z term; and unweighted count of right tokens."""
+    """Weighted sums of loss and z term over a batch, and the number of right tokens."""
 
     loss: jax.Array
     z_loss: jax.Array

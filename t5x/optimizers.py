@@ -13,6 +13,7 @@ import flax.core
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 from flax.serialization import from_state_dict, to_state_dict
@@ -144,11 +145,29 @@ class _OptaxHyperParams:
     learning_rate: Any = None
 
 
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _without_key_type(x: Any) -> Any:
+    if not _is_key(x):
+        return x
+    is_shape = isinstance(x, jax.ShapeDtypeStruct)
+    return jax.eval_shape(jax.random.key_data, x) if is_shape else jax.random.key_data(x)
+
+
+def _with_key_type(x: Any, like: Any) -> Any:
+    # Shapes and shardings are restored, too; only numbers can be made keys.
+    if not _is_key(like) or not isinstance(x, jax.Array | np.ndarray):
+        return x
+    return jax.random.wrap_key_data(x, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+
+
 class OptaxWrapper(OptimizerDef):
     """An optax optimiser as an OptimizerDef.
 
     State dicts leave out the states of optax that hold nothing, since a checkpoint cannot store an
-    empty dict.
+    empty dict, and have plain numbers for random keys.
 
     Args:
       optax_optimizer: any optax gradient transformation.
@@ -178,10 +197,8 @@ class OptaxWrapper(OptimizerDef):
         )
 
     def state_dict(self, target: Any, state: OptimizerState) -> dict[str, Any]:
-        return {
-            "target": to_state_dict(target),
-            "state": unflatten_dict(flatten_dict(to_state_dict(state))),
-        }
+        flat = flatten_dict(to_state_dict(jax.tree.map(_without_key_type, state)))
+        return {"target": to_state_dict(target), "state": unflatten_dict(flat)}
 
     def restore_state(
         self, opt_target: Any, opt_state: OptimizerState, state_dict: Mapping[str, Any]
@@ -204,7 +221,10 @@ class OptaxWrapper(OptimizerDef):
                 "optimiser; to start with a fresh one, bind "
                 "RestoreCheckpointConfig.fallback_to_scratch = True"
             )
-        filled = {path: given.get(path, leaf) for path, leaf in wanted.items()}
+        filled = {
+            path: _with_key_type(given[path], leaf) if path in given else leaf
+            for path, leaf in wanted.items()
+        }
         return (
             from_state_dict(opt_target, state_dict["target"]),
             from_state_dict(opt_state, unflatten_dict(filled)),

@@ -324,7 +324,7 @@ def _restore_or_initialize(
     resume = utils.RestoreCheckpointConfig(
         path=model_dir,
         mode="latest",
-        dtype=save.dtype if save else "float32",
+        dtype="float32",  # what was saved in fewer bits goes on in full precision
         restore_dataset=save.save_dataset is not False if save else False,
     )
     if restore:

@@ -36,11 +36,11 @@ VOCABULARY = Path(__file__).parent / "vocabularies" / "mini.model"
 HELD_OUT_PROMPTS = {
     "reviews": "happy_customer",
     "news": "sort_it",
-    "pairs": "two_writers",
+    "pairs": "friend_and_writer",
     "stories": "friend_asks",
     "facts": "do_you_know",
     "dilemmas": "best_answer",
-    "summaries": "one_line",
+    "summaries": "one_short_sentence",
     "records": "describe",
 }
 

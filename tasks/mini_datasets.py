@@ -1,21 +1,19 @@
-"""The twelve datasets of Mini-P3: one function a dataset, each drawing one row from a generator.
+"""Mini-P3's twelve datasets: their categories, sizes and splits.
 
-A drawing function takes a `random.Random` and the row's class (an index below the dataset's number
-of classes; the answer's position where a row lists choices) and returns the row in the shape that
-datasets of its kind have on the hub. `rows` assembles the splits.
+Rows are drawn from a seed by the functions of `mini_training` and `mini_held_out`; nothing is read
+or downloaded.
 """
 
 import functools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from t0x.tasks import mini_world as world
+from t0x.tasks import mini_held_out, mini_training
+from t0x.tasks.mini_training import Row
 
-Row = dict[str, Any]
 SEED = 2110_08207
 VALIDATION_ROWS = 200
 # Share of split keys kept for validation. The keys of a row decide its split, so that no text,
@@ -27,8 +25,10 @@ VALIDATION_SHARE = 0.2
 class MiniDataset:
     """How one dataset is drawn.
 
-    draw: (generator, class) -> row.
-    split_fields: the fields whose text decides the split; both splits never share their values.
+    Attributes:
+      draw: (generator, class) → row.
+      classes: number of classes; rows take turns through them, so each has the same share.
+      split_fields: fields whose values decide a row's split; the splits share none of them.
     """
 
     name: str
@@ -36,7 +36,7 @@ class MiniDataset:
     draw: Callable[[Random, int], Row]
     classes: int
     split_fields: tuple[str, ...]
-    train_rows: int = 3000
+    train_rows: int
     held_out: bool = False
 
     @property
@@ -44,522 +44,30 @@ class MiniDataset:
         return {"train": self.train_rows, "validation": VALIDATION_ROWS}
 
 
-def place_choice(rng: Random, answer: str, distractors: Sequence[str], position: int) -> list[str]:
-    """The distractors in random order with the answer at `position`."""
-    choices = rng.sample(list(distractors), len(distractors))
-    choices.insert(position, answer)
-    return choices
-
-
-def draw_candidate(rng: Random, choices: Sequence[str], answer: str) -> Row:
-    """A candidate answer, right half of the time, with its verdict (1: right)."""
-    verdict = rng.randrange(2)
-    wrong = [choice for choice in choices if choice != answer]
-    return {"candidate": answer if verdict else rng.choice(wrong), "verdict": verdict}
-
-
-# Sentiment -----------------------------------------------------------------------------------
-
-SUBJECTS = ("film", "book", "soup", "hotel", "phone", "show", "song", "trip", "lamp", "coat")
-GOOD = ("great", "wonderful", "lovely", "superb", "charming", "perfect")
-BAD = ("awful", "terrible", "boring", "poor", "horrible", "useless")
-LIKED = ("loved", "enjoyed", "liked")
-DISLIKED = ("hated", "regretted", "disliked")
-
-
-def draw_review(rng: Random, label: int) -> Row:
-    """{text, label}: 0 negative, 1 positive."""
-    same, opposite = (GOOD, BAD) if label else (BAD, GOOD)
-    verb = rng.choice(LIKED if label else DISLIKED)
-    subject, day = rng.choice(SUBJECTS), rng.choice(world.DAYS)
-    first = rng.choice(
-        (
-            f"The {subject} was {rng.choice(same)}.",
-            f"The {subject} was not {rng.choice(opposite)} at all.",
-            f"I thought the {subject} would be {rng.choice(opposite)}, but it was "
-            f"{rng.choice(same)}.",
-            f"What a {rng.choice(same)} {subject}!",
-        )
-    )
-    second = rng.choice(
-        (
-            f"I {verb} it.",
-            f"{rng.choice(world.PEOPLE)} {verb} it too.",
-            f"We {verb} the {rng.choice(SUBJECTS)} as well.",
-            f"We bought it on {day}.",
-            f"I will {'see' if label else 'not see'} it again.",
-        )
-    )
-    return {"text": f"{first} {second}", "label": label}
-
-
-# Topic classification ------------------------------------------------------------------------
-
-TOPICS = ("Politics", "Sports", "Business", "Science")
-NEWS = (
-    (
-        "The president of {land} met the minister of {other} on {day}.",
-        "The parliament of {land} passed a new law.",
-        "People in {town} vote for a new mayor on {day}.",
-        "The minister of {land} left the government after the vote.",
-        "The king of {land} signed the peace with {other}.",
-    ),
-    (
-        "The team of {town} won the match on {day}.",
-        "The runner from {land} lost the final race.",
-        "{name} hit the ball with the bat and won the game.",
-        "The coach of {town} praised the players after the final.",
-        "The star of the team scored two goals against {other}.",
-    ),
-    (
-        "The bank of {land} sold its shares on {day}.",
-        "The company in {town} closed its plant.",
-        "Prices fell and the market of {land} is weak.",
-        "The owner of the company made a lot of money in {town}.",
-        "The shop chain bought a plant in {other}.",
-    ),
-    (
-        "Scientists in {town} found a new star in the sky.",
-        "Researchers from {land} studied how a bat sees at night.",
-        "A new plant that needs no water grew in a lab in {town}.",
-        "The rocket of {land} took photos of the moon on {day}.",
-        "Experts say the light of the star is old.",
-    ),
-)
-
-
-def draw_news(rng: Random, label: int) -> Row:
-    """{text, label}: an index into TOPICS."""
-    sentences = rng.sample(NEWS[label], 2 if rng.random() < 0.6 else 1)
-    land, neighbour = rng.sample(world.LANDS, 2)
-    slots = {
-        "land": land,
-        "other": neighbour,
-        "town": rng.choice(world.TOWNS),
-        "day": rng.choice(world.DAYS),
-        "name": rng.choice(world.PEOPLE),
-    }
-    lead = rng.choice(("", "", f"{slots['town']}, {slots['day']}: "))
-    return {"text": lead + " ".join(sentences).format(**slots), "label": label}
-
-
-# Paraphrase identification -------------------------------------------------------------------
-
-
-def draw_pair(rng: Random, label: int) -> Row:
-    """{sentence1, sentence2, label}: 0 different, 1 paraphrase.
-
-    Different pairs differ in one to three words, or (a fifth of them) in who did it to whom.
-    """
-    kind = rng.choice(tuple(world.HAPPENINGS))
-    slots = world.draw_slots(rng)
-    told, retold = rng.sample(world.HAPPENINGS[kind], 2)
-    used = [slot for slot in slots if "{%s}" % slot in told]
-    changed = slots
-    if not label:
-        if kind in world.DIRECTED and rng.random() < 0.2:
-            changed = slots | {"a": slots["b"], "b": slots["a"]}
-        else:
-            changed = world.change_slots(rng, slots, used, rng.randint(1, min(2, len(used))))
-        if rng.random() < 0.3:
-            retold = told
-    return {"sentence1": told.format(**slots), "sentence2": retold.format(**changed), "label": label}
-
-
-# Extractive question answering ---------------------------------------------------------------
-
-# Relation -> sentence, question for the person, question for the object.
-STORY_FACTS = {
-    "has": ("{who} has a {x}.", "Who has the {x}?", "What does {a} have?"),
-    "bought": ("{who} bought a {x}.", "Who bought the {x}?", "What did {a} buy?"),
-    "lost": ("{who} lost a {x}.", "Who lost the {x}?", "What did {a} lose?"),
-    "wants": ("{who} wants a {x}.", "Who wants the {x}?", "What does {a} want?"),
-    "went": ("{who} went to the {p}.", "Who went to the {p}?", "Where did {a} go?"),
-    "works": ("{who} works in the {p}.", "Who works in the {p}?", "Where does {a} work?"),
-    "waits": ("{who} waits at the {p}.", "Who waits at the {p}?", "Where does {a} wait?"),
-}
-MEETINGS = ("{a} met {b} on {d}.", "{a} and {b} are friends.", "{a} visited {b} on {d}.",
-            "{a} called {b} at {t}.")  # fmt: skip
-
-
-def draw_story(rng: Random, label: int) -> Row:
-    """{context, question, answer, candidates}; label 0 asks for a person, 1 for what or where.
-
-    The candidates are the spans of the context that have the answer's type, in random order.
-    In half of the stories the people are first named together and then spoken of by pronoun.
-    """
-    people = world.couple(rng)
-    kinds = rng.choices(tuple(STORY_FACTS), k=2)
-    things, places = [], rng.sample(world.PLACES, 2)
-    for colour, thing in zip(rng.sample(world.COLOURS, 2), rng.sample(world.THINGS, 2), strict=True):
-        things.append(f"{colour} {thing}")
-    by_pronoun = rng.random() < 0.5
-    facts = []
-    for person, kind, thing, place in zip(people, kinds, things, places, strict=True):
-        who = world.capitalised(world.pronoun(person)) if by_pronoun else person
-        facts.append(STORY_FACTS[kind][0].format(who=who, x=thing, p=place))
-    told = rng.sample(facts, 2)
-    if by_pronoun:
-        a, b = rng.sample(people, 2)
-        meeting = rng.choice(MEETINGS)
-        told.insert(
-            0, meeting.format(a=a, b=b, d=rng.choice(world.DAYS), t=rng.choice(world.TIMES))
-        )
-    asked = rng.randrange(2)
-    kind, slots = kinds[asked], {"a": people[asked], "x": things[asked], "p": places[asked]}
-    if label == 0:
-        answer, candidates = people[asked], list(people)
-    else:
-        spans = [
-            f"the {place}" if "{p}" in STORY_FACTS[kind][0] else f"a {thing}"
-            for kind, thing, place in zip(kinds, things, places, strict=True)
-        ]
-        answer, candidates = spans[asked], spans
-    return {
-        "context": " ".join(told),
-        "question": STORY_FACTS[kind][1 + label].format(**slots),
-        "answer": answer,
-        "candidates": rng.sample(candidates, 2),
-    }
-
-
-# Closed-book question answering --------------------------------------------------------------
-
-
-@functools.cache
-def facts() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """(question, answer, all answers of that relation) for everything known about the world."""
-    relations: list[tuple[dict[str, str], tuple[str, ...]]] = [
-        (
-            {animal: value[0] for animal, value in world.ANIMALS.items()},
-            ("Which kind of animal is a {}?", "A {} belongs to which kind of animal?",
-             "What kind of animal is the {}?", "Is the {} a mammal, a bird, a fish or an insect?"),
-        ),
-        (
-            {animal: value[1] for animal, value in world.ANIMALS.items()},
-            ("What does a {} eat?", "What is the food of a {}?", "What can I give a {} to eat?",
-             "A {} likes to eat what?"),
-        ),
-        (
-            {animal: value[2] for animal, value in world.ANIMALS.items()},
-            ("Where does a {} live?", "What is the home of a {}?", "Where can I see a {}?",
-             "A {} lives in which place?"),
-        ),
-        (
-            {job: value[0] for job, value in world.JOBS.items()},
-            ("Where does a {} work?", "What is the place of work of a {}?",
-             "Where can I find a {} at work?", "A {} works in which place?"),
-        ),
-        (
-            {job: value[1] for job, value in world.JOBS.items()},
-            ("What does a {} work with?", "A {} works with what?", "What does a {} know well?",
-             "What is the work of a {} about?"),
-        ),
-        (
-            dict(world.CAPITALS),
-            ("What is the capital of {}?", "Which town is the capital of {}?",
-             "The capital of {} is which town?", "Name the capital of {}."),
-        ),
-        (
-            dict(world.NATURAL_COLOURS),
-            ("What colour is {}?", "What is the colour of {}?", "Which colour has {}?",
-             "Name the colour of {}."),
-        ),
-        (
-            dict(world.OPPOSITES),
-            ("What is the opposite of {}?", "Which word is the opposite of {}?",
-             "Not {} but the opposite: which word?", "Name the opposite of {}."),
-        ),
-        (
-            {word: reactions[0] for word, reactions in world.REACTIONS.items()},
-            ("What did the {} man do?", "The man was {}. What did he do?",
-             "What helped when the man was {}?", "The woman was {}. What did she do?"),
-        ),
-    ]  # fmt: skip
-    known = []
-    for relation, questions in relations:
-        answers = tuple(dict.fromkeys(relation.values()))
-        for question in questions:
-            for subject, answer in relation.items():
-                text = question.format(subject)
-                for vowel in "aeiou":
-                    text = text.replace(f" a {vowel}", f" an {vowel}")
-                    text = text.replace(f"A {vowel}", f"An {vowel}")
-                known.append((text, answer, answers))
-    return tuple(known)
-
-
-def draw_fact(rng: Random, label: int) -> Row:
-    """{question, choices, label, answer, candidate, verdict}: four choices."""
-    question, answer, answers = rng.choice(facts())
-    distractors = rng.sample([text for text in answers if text != answer], 3)
-    choices = place_choice(rng, answer, distractors, label)
-    row = {"question": question, "choices": choices, "label": label, "answer": answer}
-    return row | draw_candidate(rng, choices, answer)
-
-
-# Multiple-choice question answering ----------------------------------------------------------
-
-SETTINGS = ("{a} was in the {p} on {d}.", "{a} came home at {t}.", "{a} left the {p} at {t}.",
-            "{a} and {b} were in the {p}.", "It was {d}.", "{a} had a long day.")  # fmt: skip
-
-
-def draw_setting(rng: Random, person: str) -> str:
-    """A sentence that says where and when, and nothing of use for the question."""
-    friend = world.other(rng, world.MEN if person in world.WOMEN else world.WOMEN)
-    return rng.choice(SETTINGS).format(
-        a=person,
-        b=friend,
-        p=rng.choice(world.PLACES),
-        d=rng.choice(world.DAYS),
-        t=rng.choice(world.TIMES),
-    )
-
-
-def draw_dilemma(rng: Random, label: int) -> Row:
-    """{context, question, options, label, candidate, verdict}: what somebody did, or why.
-
-    Three options. The state and what was done about it belong together in the world.
-    """
-    person = rng.choice(world.PEOPLE)
-    states = rng.sample(tuple(world.REACTIONS), 3)
-    deeds = [rng.choice(world.REACTIONS[state]) for state in states]
-    setting = draw_setting(rng, person)
-    name = world.capitalised(world.pronoun(person)) if person in setting else person
-    if rng.random() < 0.6:
-        context = f"{setting} {name} was {rng.choice(('', 'very ', 'so '))}{states[0]}."
-        question, options = f"What did {person} do?", deeds
-    else:
-        context = f"{setting} {name} {deeds[0]}."
-        question = rng.choice((f"Why did {person} do it?", f"How did {person} feel before?"))
-        options = states
-    answer = options[0]
-    options = place_choice(rng, answer, options[1:], label)
-    row = {"context": context, "question": question, "options": options, "label": label}
-    return row | draw_candidate(rng, options, answer)
-
-
-# Summarisation -------------------------------------------------------------------------------
-
-
-def draw_summary(rng: Random, label: int) -> Row:
-    """{document, summary, choices}: a dialogue or a story of three sentences told in one.
-
-    Of three choices, the two wrong ones differ from the summary in one detail each.
-    """
-    a, b = world.couple(rng)
-    place, time, thing = rng.choice(world.PLACES), rng.choice(world.TIMES), world.coloured_thing(rng)
-    day, friend = rng.choice(world.DAYS), world.other(rng, world.PEOPLE, a, b)
-    if rng.random() < 0.5:
-        document = rng.choice(
-            (
-                f"{a}: Let us go to the {place} on {day}. {b}: Good, I will be there at {time}.",
-                f"{a}: Where can we meet? {b}: In the {place} at {time}, {a}. {a}: Good.",
-            )
-        )
-        form = "{a} and {b} will meet in the {p} at {t}."
-        slots = {"a": a, "b": b, "p": place, "t": time}
-    else:
-        document = rng.choice(
-            (
-                f"{a} went to the {place} with {friend}. There {a} saw a {thing} and "
-                f"bought it for {b}.",
-                f"On {day} {a} was in the {place}. {b} wants a {thing}. So {a} bought one.",
-            )
-        )
-        form = "{a} bought a {x} for {b}."
-        slots = {"a": a, "b": b, "x": thing}
-    summary = form.format(**slots)
-    wrong = [
-        form.format(**slots | {"a": friend}),
-        form.format(**slots | {"b": friend}),
-        form.format(**slots | {"x": other_thing(rng, thing)})
-        if "x" in slots
-        else form.format(**slots | {"p": world.other(rng, world.PLACES, place)}),
-    ]
-    choices = place_choice(rng, summary, rng.sample(wrong, 2), label)
-    return {"document": document, "summary": summary, "choices": choices, "label": label}
-
-
-def other_thing(rng: Random, thing: str) -> str:
-    """Another thing of another colour."""
-    colour, noun = thing.split()
-    return f"{world.other(rng, world.COLOURS, colour)} {world.other(rng, world.THINGS, noun)}"
-
-
-# Structure to text ---------------------------------------------------------------------------
-
-
-def draw_record(rng: Random, label: int) -> Row:
-    """{fields: [{key, value}], text, choices}: a table row and the sentence that says it.
-
-    Of three choices, the two wrong ones differ from the text in one field each.
-    """
-    name = rng.choice(world.PEOPLE)
-    if rng.random() < 0.5:
-        values = {
-            "name": name,
-            "job": rng.choice(tuple(world.JOBS)),
-            "town": rng.choice(world.TOWNS),
-            "likes": f"{rng.choice(tuple(world.ANIMALS))}",
-        }
-        form = "{name} is {article} from {town} with a {likes}."
-        pools = {"job": tuple(world.JOBS), "town": world.TOWNS, "likes": tuple(world.ANIMALS)}
-        renamed = {"likes": "animal"}
-    else:
-        values = {
-            "name": name,
-            "thing": world.coloured_thing(rng),
-            "place": rng.choice(world.PLACES),
-            "day": rng.choice(world.DAYS),
-        }
-        form = "{name} found a {thing} in the {place} on {day}."
-        pools = {"place": world.PLACES, "day": world.DAYS, "name": world.PEOPLE}
-        renamed = {}
-
-    def say(values: dict[str, str]) -> str:
-        text = form.format(article=world.article(values.get("job", "x")), **values)
-        return text.replace(" a eagle", " an eagle").replace(" a ant", " an ant")
-
-    wrong = [
-        say(values | {key: world.other(rng, pools[key], values[key])})
-        for key in rng.sample(tuple(pools), 2)
-    ]
-    fields = [{"key": renamed.get(key, key), "value": value} for key, value in values.items()]
-    if rng.random() < 0.5:
-        rng.shuffle(fields)
-    choices = place_choice(rng, say(values), wrong, label)
-    return {"fields": fields, "text": say(values), "choices": choices, "label": label}
-
-
-# Held out: natural language inference --------------------------------------------------------
-
-
-def draw_entailment(rng: Random, label: int) -> Row:
-    """{premise, hypothesis, label}: 0 the hypothesis follows, 1 it does not.
-
-    The premise tells two happenings; the hypothesis retells one, leaving nothing or one detail
-    changed.
-    """
-    kinds = rng.sample(tuple(world.HAPPENINGS), 2)
-    slots = [world.draw_slots(rng), world.draw_slots(rng)]
-    premise = " ".join(
-        rng.choice(world.HAPPENINGS[kind]).format(**filler)
-        for kind, filler in zip(kinds, slots, strict=True)
-    )
-    asked = rng.randrange(2)
-    form = rng.choice(world.HAPPENINGS[kinds[asked]])
-    filler = slots[asked]
-    if label:
-        used = [slot for slot in filler if "{%s}" % slot in form]
-        filler = world.change_slots(rng, filler, used, rng.randint(1, min(2, len(used))))
-    return {"premise": premise, "hypothesis": form.format(**filler), "label": label}
-
-
-# Held out: coreference -----------------------------------------------------------------------
-
-BONDS = ("{a} thanked {b} because {who} {why}.", "{a} helped {b} when {who} {why}.",
-         "{a} met {b} in the {p} and {who} {why}.", "{a} called {b} because {who} {why}.",
-         "{a} saw {b} in the {p} before {who} {why}.")  # fmt: skip
-
-
-def draw_pronoun(rng: Random, label: int) -> Row:
-    """{text, pronoun, option1, option2, answer}: answer is '1' or '2'."""
-    a, b = world.couple(rng)
-    meant = (a, b)[label]
-    thing, place = world.coloured_thing(rng), rng.choice(world.PLACES)
-    why = rng.choice(
-        (
-            f"was {rng.choice(tuple(world.REACTIONS))}",
-            f"had a {thing}",
-            f"lost a {thing}",
-            f"bought the {thing}",
-            rng.choice(world.REACTIONS[rng.choice(tuple(world.REACTIONS))]),
-        )
-    )
-    who = world.pronoun(meant)
-    options = rng.sample((a, b), 2)
-    return {
-        "text": rng.choice(BONDS).format(a=a, b=b, who=who, why=why, p=place),
-        "pronoun": who,
-        "option1": options[0],
-        "option2": options[1],
-        "answer": str(1 + options.index(meant)),
-    }
-
-
-# Held out: sentence completion ---------------------------------------------------------------
-
-
-def draw_ending(rng: Random, label: int) -> Row:
-    """{context, endings, label}: four ends of an unfinished sentence."""
-    person = rng.choice(world.PEOPLE)
-    who = world.pronoun(person)
-    states = rng.sample(tuple(world.REACTIONS), 4)
-    place, time = rng.choice(world.PLACES), rng.choice(world.TIMES)
-    if rng.random() < 0.6:
-        context = rng.choice(
-            (
-                f"{person} was {states[0]} in the {place} at {time}, so {who}",
-                f"At {time} {person} was {states[0]}. In the {place} {who}",
-                f"{person} was {states[0]} all day. Then in the {place} {who}",
-            )
-        )
-        endings = [rng.choice(world.REACTIONS[state]) for state in states]
-    else:
-        deed = rng.choice(world.REACTIONS[states[0]])
-        context = rng.choice(
-            (
-                f"In the {place} {person} {deed} because {who} was",
-                f"{person} {deed} at {time} in the {place} because {who} was",
-            )
-        )
-        endings = states
-    endings = [f"{ending}." for ending in endings]
-    return {
-        "context": context,
-        "endings": place_choice(rng, endings[0], endings[1:], label),
-        "label": label,
-    }
-
-
-# Held out: word sense ------------------------------------------------------------------------
-
-
-def draw_sense(rng: Random, label: int) -> Row:
-    """{word, sentence1, sentence2, label}: 1 when the word has the same sense in both."""
-    word = rng.choice(tuple(world.SENSES))
-    senses = world.SENSES[word]
-    sense = rng.randrange(2)
-    if label:
-        sentences = rng.sample(senses[sense], 2)
-    else:
-        sentences = [rng.choice(senses[sense]), rng.choice(senses[1 - sense])]
-    first, second = (
-        sentence.format(a=rng.choice(world.PEOPLE), d=rng.choice(world.DAYS))
-        for sentence in sentences
-    )
-    return {"word": word, "sentence1": first, "sentence2": second, "label": label}
-
-
-# Assembly ------------------------------------------------------------------------------------
-
 DATASETS = (
-    MiniDataset("reviews", "sentiment", draw_review, 2, ("text",)),
-    MiniDataset("news", "topic_classification", draw_news, 4, ("text",)),
-    MiniDataset("pairs", "paraphrase", draw_pair, 2, ("sentence1",), 5000),
-    MiniDataset("stories", "QA_extractive", draw_story, 2, ("context",), 5000),
-    MiniDataset("facts", "QA_closed_book", draw_fact, 4, ("question",)),
-    MiniDataset("dilemmas", "QA_multiple_choice", draw_dilemma, 3, ("context",), 5000),
-    MiniDataset("summaries", "summarization", draw_summary, 3, ("document",)),
-    MiniDataset("records", "structure_to_text", draw_record, 3, ("text",)),
-    MiniDataset("entailment", "NLI", draw_entailment, 2, ("premise",),
+    MiniDataset("reviews", "sentiment", mini_training.draw_review, 2, ("text",),
+                2000),
+    MiniDataset("news", "topic_classification", mini_training.draw_news, 4, ("text",),
+                1500),
+    MiniDataset("pairs", "paraphrase", mini_training.draw_pair, 2, ("sentence1",),
+                8000),
+    MiniDataset("stories", "QA_extractive", mini_training.draw_story, 2, ("context",),
+                6000),
+    MiniDataset("facts", "QA_closed_book", mini_training.draw_fact, 4, ("question",),
+                3000),
+    MiniDataset("dilemmas", "QA_multiple_choice", mini_training.draw_dilemma, 3, ("context",),
+                5000),
+    MiniDataset("summaries", "summarization", mini_training.draw_summary, 3, ("document",),
+                2000),
+    MiniDataset("records", "structure_to_text", mini_training.draw_record, 3, ("text",),
+                1500),
+    MiniDataset("entailment", "NLI", mini_held_out.draw_entailment, 2, ("premise",),
                 2000, held_out=True),
-    MiniDataset("pronouns", "coreference", draw_pronoun, 2, ("text",),
+    MiniDataset("pronouns", "coreference", mini_held_out.draw_pronoun, 2, ("text",),
                 2000, held_out=True),
-    MiniDataset("endings", "story_completion", draw_ending, 4, ("context",),
+    MiniDataset("endings", "story_completion", mini_held_out.draw_ending, 4, ("context",),
                 2000, held_out=True),
-    MiniDataset("senses", "word_sense_disambiguation", draw_sense, 2, ("sentence1",),
+    MiniDataset("senses", "word_sense_disambiguation", mini_held_out.draw_sense, 2, ("sentence1",),
                 1000, held_out=True),
 )  # fmt: skip
 

@@ -10,11 +10,13 @@ from random import Random
 WOMEN = ("Anna", "Emma", "Julia", "Clara", "Nina", "Maria", "Lucy", "Ruth", "Sara", "Kate")
 MEN = ("Tom", "Ben", "Max", "Paul", "Leo", "Sam", "Hugo", "Karl", "Adam", "Jack")
 PEOPLE = WOMEN + MEN
-THINGS = ("ball", "book", "lamp", "cup", "bag", "hat", "chair", "clock", "kite", "box", "drum")
+THINGS = (
+    "ball", "book", "lamp", "cup", "bag", "hat", "chair", "clock", "kite", "box", "drum", "ring",
+)  # fmt: skip
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink")
 PLACES = (
-    "park", "school", "garden", "library", "market", "station", "museum", "beach", "forest",
-    "farm", "hotel", "kitchen",
+    "park", "school", "garden", "library", "market", "church", "museum", "yard", "forest",
+    "office", "hotel", "kitchen",
 )  # fmt: skip
 TOWNS = ("Velm", "Norby", "Tarrow", "Ossel", "Pinmoor", "Galt", "Dunby", "Lorvik")
 LANDS = ("Norland", "Tavia", "Orsia", "Belmark", "Quenia", "Zandia", "Ulmia", "Ristan")
@@ -23,7 +25,7 @@ DAYS = ("Monday", "Tuesday", "Friday", "Sunday")
 
 # State of a person -> what a person in that state does, as a past-tense phrase.
 REACTIONS = {
-    "hungry": ("ate some bread", "made a soup", "cooked some rice"),
+    "hungry": ("ate some bread", "ate an orange", "cooked some rice"),
     "thirsty": ("drank some water", "asked for some juice", "made a pot of tea"),
     "tired": ("went to bed", "lay down on the sofa", "slept until noon"),
     "cold": ("put on a coat", "lit a fire", "closed the window"),
@@ -41,6 +43,7 @@ REACTIONS = {
 ANIMALS = {
     "dog": ("mammal", "meat", "house"),
     "cow": ("mammal", "grass", "field"),
+    "bat": ("mammal", "fruit", "cave"),
     "horse": ("mammal", "grass", "stable"),
     "lion": ("mammal", "meat", "desert"),
     "goose": ("bird", "grass", "pond"),
@@ -71,10 +74,11 @@ CAPITALS = dict(zip(LANDS, TOWNS, strict=True))
 NATURAL_COLOURS = {
     "grass": "green", "snow": "white", "the sky": "blue", "blood": "red", "coal": "black",
     "butter": "yellow", "mud": "brown", "a pig": "pink",
+    "a carrot": "orange",
 }  # fmt: skip
 OPPOSITES = {
     "big": "small", "hot": "cold", "happy": "sad", "early": "late", "new": "old", "fast": "slow",
-    "clean": "dirty", "good": "bad",
+    "clean": "dirty", "good": "bad", "light": "heavy",
 }  # fmt: skip
 
 # One happening told in several ways that mean the same. Slots: two people {a} {b}, a thing {x}
@@ -124,38 +128,39 @@ DIRECTED = ("give", "sell", "help", "thank", "taller", "older")
 # Word -> two senses, each a list of sentences that use the word in it.
 SENSES = {
     "bat": (
-        ("The bat slept in a dark cave.", "A bat is a mammal.", "{a} saw a bat fly at night."),
-        ("{a} hit the ball with a bat.", "The team bought a new bat.", "{a} lost the bat."),
+        ("The bat slept at night.", "A bat is a mammal.", "{a} saw a bat in the cave."),
+        ("{a} hit the ball with a bat.", "The team bought a new bat.", "The coach lost a bat."),
     ),
     "bank": (
-        ("{a} put the money in the bank.", "The bank sold its shares.", "{a} works in a bank."),
+        ("{a} has money in the bank.", "The bank sold its shares.", "{a} works in a bank."),
         ("{a} sat on the bank of the river.", "The trout swam near the bank.",
-         "Grass grew on the bank."),
+         "The grass on the bank is green."),
     ),
     "match": (
-        ("The team won the match.", "{a} watched the match.", "The match was played on {d}."),
-        ("{a} lit the fire with a match.", "The match was wet.", "{a} has a box with one match."),
+        ("The team won the match.", "{a} watched the match.", "The players lost the match on {d}."),
+        ("{a} lit the fire with a match.", "The match was in a box.", "{a} has one match."),
     ),
     "star": (
-        ("{a} saw a star in the sky.", "The star is far away.", "A star was found by scientists."),
-        ("The star of the film was great.", "{a} met a star at the theatre.",
+        ("{a} saw a star in the sky.", "The light of the star is old.", "Scientists found a star."),
+        ("The star of the film was great.", "{a} met a star in the theatre.",
          "The star sang a song."),
     ),
     "plant": (
-        ("The plant has green leaves.", "{a} put water on the plant.", "A plant grew in the mud."),
-        ("The plant makes cars.", "The company closed its plant.", "{a} works in the plant."),
+        ("The plant is green.", "The plant needs no water.", "A plant grew in the mud."),
+        ("The shop chain sold a plant.", "The company closed its plant.",
+         "{a} works in the plant."),
     ),
     "ring": (
-        ("{a} lost a gold ring.", "The ring was too small for {a}.", "{a} bought a ring."),
-        ("{a} heard the ring of the phone.", "The ring of the clock was loud.",
-         "The ring of the school bell was late."),
+        ("{a} lost a red ring.", "The ring was too small.", "{a} bought a ring."),
+        ("{a} hated the ring of the phone.", "The ring of the clock was late.",
+         "The ring of the phone was awful."),
     ),
     "orange": (
-        ("{a} ate an orange.", "The juice was made from one orange.", "{a} bought an orange."),
-        ("{a} has an orange hat.", "The sky was orange at six.", "The lamp was orange."),
+        ("{a} ate an orange.", "The juice of the orange was good.", "{a} bought an orange."),
+        ("The colour of the hat is orange.", "The sky was orange at six.", "The lamp is orange."),
     ),
     "light": (
-        ("The bag was light.", "{a} has a light box.", "The chair is light and small."),
+        ("The bag was light.", "The box is not heavy but light.", "The chair is light and small."),
         ("{a} saw a light in the window.", "The light of the lamp was red.",
          "The light was on all night."),
     ),
@@ -188,9 +193,15 @@ def couple(rng: Random) -> tuple[str, str]:
     return pair if rng.random() < 0.5 else pair[::-1]
 
 
-def coloured_thing(rng: Random) -> str:
-    """For instance 'red ball'."""
-    return f"{rng.choice(COLOURS)} {rng.choice(THINGS)}"
+def coloured_thing(rng: Random, unlike: str = " ") -> str:
+    """For instance 'red ball'; of another colour and another kind than `unlike`."""
+    colour, thing = unlike.split(" ")
+    return f"{other(rng, COLOURS, colour)} {other(rng, THINGS, thing)}"
+
+
+def slots_in(form: str) -> list[str]:
+    """The slots that a form of HAPPENINGS fills."""
+    return [slot for slot in "abxp" if f"{{{slot}}}" in form]
 
 
 def draw_slots(rng: Random) -> dict[str, str]:

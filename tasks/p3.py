@@ -131,11 +131,7 @@ def register(dataset: str, subset: str | None = None) -> DatasetTasks:
     if key in _registered:
         return _registered[key]
     collection = default_collection()
-    if key not in collection.datasets():
-        label = f"{dataset}/{subset}" if subset else dataset
-        raise LookupError(
-            f"there are no prompts for {label}: see `t0x prompts list`, run `t0x prompts install`"
-        )
+    templates = collection.get(dataset, subset)
     if key in catalogue():
         _registered[key] = _register_entry(catalogue()[key], collection)
         return _registered[key]
@@ -148,7 +144,7 @@ def register(dataset: str, subset: str | None = None) -> DatasetTasks:
         rows=lambda split: sources.open_rows(dataset, subset, split),
         eval_split="validation" if "validation" in splits else list(splits)[-1],
     )
-    _registered[key] = register_dataset(dataset, source, collection.get(dataset, subset))
+    _registered[key] = register_dataset(dataset, source, templates)
     return _registered[key]
 
 

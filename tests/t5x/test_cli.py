@@ -45,7 +45,10 @@ def _run(folder, *arguments):
 
 
 def test_rewrite_gin_args():
-    assert gin_utils.rewrite_gin_args(["x", "--gin.A.b='c=d'"]) == ["x", "--gin_bindings=A.b = 'c=d'"]
+    assert gin_utils.rewrite_gin_args(["x", "--gin.A.b='c=d'"]) == [
+        "x",
+        "--gin_bindings=A.b = 'c=d'",
+    ]
     with pytest.raises(ValueError, match=r"--gin\.A: a gin binding has the form"):
         gin_utils.rewrite_gin_args(["--gin.A"])
 

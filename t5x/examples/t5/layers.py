@@ -94,7 +94,7 @@ def attention(
         key_BxKxHxD = key_BxKxHxD.astype(jnp.float32)
     scores = jnp.einsum("bqhd,bkhd->bhqk", query_BxQxHxD, key_BxKxHxD)
     if bias_1xHxQxK is not None:
-        scores = scores + bias_1xHxQxK.astype(scores.dtype)
+        scores = add_bias(scores, bias_1xHxQxK)
     visible = None
     if query_segments_BxQ is not None and key_segments_BxK is not None:
         same = query_segments_BxQ[:, None, :, None] == key_segments_BxK[:, None, None, :]
@@ -107,6 +107,35 @@ def attention(
         scores = jnp.where(visible, scores, jnp.asarray(MASKED_SCORE, scores.dtype))
     weights = jax.nn.softmax(scores).astype(dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value_BxKxHxD)
+
+
+@jax.custom_vjp
+def add_bias(scores_BxHxQxK: jax.Array, bias_1xHxQxK: jax.Array) -> jax.Array:
+    """Scores plus a bias shared by all rows of the batch, in the dtype of the scores."""
+    return scores_BxHxQxK + bias_1xHxQxK.astype(scores_BxHxQxK.dtype)
+
+
+def _add_bias_fwd(scores: jax.Array, bias: jax.Array) -> Any:
+    return add_bias(scores, bias), jnp.zeros((), bias.dtype)
+
+
+def _add_bias_bwd(like_bias: jax.Array, grad: jax.Array) -> Any:
+    bias_grad = sum_over_batch(grad)[None].astype(like_bias.dtype)
+    return grad, bias_grad
+
+
+add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
+
+
+def sum_over_batch(x: jax.Array) -> jax.Array:
+    """Float32 sum over the first axis. XLA's CPU reduction of it is 40 times slower than a dot."""
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: jnp.tensordot(
+            jnp.ones(x.shape[0], x.dtype), x, 1, preferred_element_type=jnp.float32
+        ),
+        default=lambda x: jnp.sum(x, axis=0, dtype=jnp.float32),
+    )
 
 
 class DenseGeneral(nn.Module):
@@ -350,18 +379,32 @@ class RelativePositionBiases(nn.Module):
             jnp.float32,
             axes=("heads", "relpos_buckets"),
         )
-        distance_QxK = np.arange(key_length)[None, :] - np.arange(query_length)[:, None]
-        buckets_QxK = relative_position_bucket(
-            distance_QxK, bidirectional, self.num_buckets, self.max_distance
+        # Distances key - query, from the last query's first key to the first query's last key.
+        distance_D = np.arange(1 - query_length, key_length)
+        buckets_D = relative_position_bucket(
+            distance_D, bidirectional, self.num_buckets, self.max_distance
         )
+        # A contraction rather than a gather: its gradient is a matmul, not a scatter.
+        one_hot_NxD = buckets_D[None] == np.arange(self.num_buckets)[:, None]
+        bias_HxD = table_HxN.astype(self.dtype) @ jnp.asarray(one_hot_NxD, self.dtype)
         if query_position is not None:
-            buckets_QxK = lax.dynamic_slice_in_dim(jnp.asarray(buckets_QxK), query_position, 1, 0)
-        # A contraction rather than a gather: its gradient is a matmul, not a scatter of Q*K terms.
-        one_hot_NxQxK = buckets_QxK[None] == np.arange(self.num_buckets)[:, None, None]
-        bias_HxQxK = jnp.einsum(
-            "hn,nqk->hqk", table_HxN.astype(self.dtype), jnp.asarray(one_hot_NxQxK, self.dtype)
-        )
-        return bias_HxQxK[None]
+            start = query_length - 1 - query_position
+            return lax.dynamic_slice_in_dim(bias_HxD, start, key_length, 1)[None, :, None]
+        return spread_over_diagonals(bias_HxD, query_length, key_length)[None]
+
+
+def spread_over_diagonals(x_HxD: jax.Array, query_length: int, key_length: int) -> jax.Array:
+    """(H, Q + K - 1) → (H, Q, K): entry [q, k] is that of distance k - q, x[:, k - q + Q - 1].
+
+    Row q + 1 reads the same numbers as row q one place to the left, so rows of Q + K - 2 cut from
+    x repeated Q times are the answer. Its gradient sums diagonals the same way, in memory's order.
+    """
+    heads, distances = x_HxD.shape
+    if query_length == 1 or distances == 1:
+        return x_HxD[:, None, query_length - 1 :]
+    flat = jnp.tile(x_HxD, (1, query_length))[:, query_length - 1 :]
+    flat = flat[:, : query_length * (distances - 1)]
+    return flat.reshape(heads, query_length, distances - 1)[:, :, :key_length]
 
 
 def relative_position_bucket(

@@ -279,12 +279,12 @@ class Decoder(Stack):
 
     def _next_position(self) -> jax.Array | None:
         """Position of the token being decoded; None on the call that creates the cache."""
-        is_step = self.has_variable("cache", "cache_index")
-        index = self.variable("cache", "cache_index", lambda: jnp.array(0, jnp.int32))
-        if not is_step:
+        if not self.has_variable("cache", "cache_index"):
+            self.put_variable("cache", "cache_index", jnp.array(0, jnp.int32))
             return None
-        index.value += 1
-        return index.value - 1
+        position = self.get_variable("cache", "cache_index")
+        self.put_variable("cache", "cache_index", position + 1)
+        return position
 
     def logits(self, x_BxLxE: jax.Array) -> jax.Array:
         if self.config.logits_via_embedding:
