@@ -1,6 +1,7 @@
 """Builds the `t0x` distribution: packages t5x, t0x, t0x.tasks, t0x.launch and the gin files."""
 
 import os
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -33,7 +34,7 @@ setup(
     name="t0x",
     version="0.1.0",
     description="Multitask prompted training and zero-shot evaluation of T5 models in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

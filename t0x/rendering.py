@@ -5,9 +5,14 @@ is a few counters that `tf.train.Checkpoint` saves, and a restored one goes on w
 Rows that give no example are left out and counted (`skipped_rows`).
 """
 
+import atexit
+import contextlib
+import itertools
+import sys
 import threading
+import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,8 +144,64 @@ def _skip(task: str, reason: str, split: str, row: int, detail: str = "") -> Non
         logging.warning("%s: row %d of split %s left out: %s", task, row, split, why)
 
 
+class _AtExit:
+    """Lets tf.data's threads come to rest before the interpreter goes.
+
+    A thread that calls into an interpreter which is shutting down never returns, and the iterator's
+    destructor waits for its threads: the process would hang. Nobody reads any more by then, so the
+    buffers fill, with filler as that is quick, and the calls end.
+    """
+
+    PATIENCE_SECONDS = 20.0
+    QUIET_SECONDS = 0.2
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._active = 0
+        self._calls = 0
+        self._lock = threading.Lock()
+        atexit.register(self.wait)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        with self._lock:
+            self._active += 1
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active -= 1
+
+    def wait(self) -> None:
+        """Returns when there was no call for a moment, or patience is at its end."""
+        self.begun = True
+        deadline = time.monotonic() + self.PATIENCE_SECONDS
+        while self._calls and time.monotonic() < deadline:
+            calls = self._calls
+            time.sleep(self.QUIET_SECONDS)
+            if calls == self._calls and not self._active:
+                break
+        if _is_entry_point():
+            for task, reasons in sorted(skipped_rows().items()):
+                counts = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
+                print(f"rows left out of {task}: {counts}")
+
+
+def _is_entry_point() -> bool:
+    """Whether this process is `python -m t5x.train` or one of its kin."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec is not None and spec.name.startswith("t5x.")
+
+
+_at_exit = _AtExit()
+_FILLER = ("unread", "unread", np.array(["unread"], object))
+
+
 @dataclass(frozen=True)
-class _Rendered:
+class Rendered:
+    """A row as the model sees it; `choices` is empty where the template has none."""
+
     inputs: str
     targets: str
     choices: Sequence[str]
@@ -173,13 +234,14 @@ class PromptedSource(seqio.DataSource):
     def list_shards(self, split: str) -> Sequence[str]:
         return [split]
 
-    def _real_split(self, split: str) -> str:
+    def real_split(self, split: str) -> str:
+        """The dataset's own name of a split: what "eval" stands for."""
         if split == EVAL_SPLIT and split not in self._dataset.splits:
             return self._dataset.eval_split
         return split
 
     def num_input_examples(self, split: str) -> int:
-        return self._dataset.num_examples(self._real_split(split))
+        return self._dataset.num_examples(self.real_split(split))
 
     def get_dataset(
         self,
@@ -195,7 +257,7 @@ class PromptedSource(seqio.DataSource):
             FileNotFoundError: the rows are nowhere.
             ValueError: the split has rows, but the template renders none of them.
         """
-        split = self._real_split(split)
+        split = self.real_split(split)
         rows = self._dataset.rows(split)
         for number in getattr(rows, "bad_line_numbers", ()):
             _skip(self._info.name, BAD_LINE, split, -number, f"line {number}")
@@ -206,7 +268,10 @@ class PromptedSource(seqio.DataSource):
         key = self._shuffle_key(seed) if shuffle else None
 
         def render(row: np.ndarray) -> tuple[Any, ...]:
-            rendered = self.render(rows, int(row), split)
+            with _at_exit.busy():
+                if _at_exit.begun:
+                    return _FILLER
+                rendered = self.render(rows, int(row), split)
             if rendered is None:
                 return "", "", np.array([], object)
             return rendered.inputs, rendered.targets, np.array(rendered.choices, object)
@@ -231,6 +296,14 @@ class PromptedSource(seqio.DataSource):
         dataset = tf.data.Dataset.range(count).map(_as_graph(render_place))
         return dataset.filter(_as_graph(lambda row: tf.strings.length(row["inputs"]) > 0))
 
+    def read(self, split: str, limit: int | None = None) -> Iterator[tuple[int, Rendered]]:
+        """Row numbers and rendered rows in order, without tf.data; at most `limit` of them."""
+        split = self.real_split(split)
+        rows = self._dataset.rows(split)
+        self._require_a_row(rows, split)
+        rendered = ((row, self.render(rows, row, split)) for row in range(len(rows)))
+        yield from itertools.islice((pair for pair in rendered if pair[1] is not None), limit)
+
     def _shuffle_key(self, seed: int | None) -> np.ndarray:
         """Key of the permutation; prompts of a dataset must not come upon the same row together."""
         name = zlib.crc32(self._info.name.encode())
@@ -247,7 +320,7 @@ class PromptedSource(seqio.DataSource):
             + ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
         )
 
-    def render(self, rows: Sequence[Mapping[str, Any]], row: int, split: str) -> _Rendered | None:
+    def render(self, rows: Sequence[Mapping[str, Any]], row: int, split: str) -> Rendered | None:
         """Renders one row; None, and a count of why, where it gives no example.
 
         As T0 does, a row whose target is empty gets the target "<NO LABEL>". The rank
@@ -269,4 +342,4 @@ class PromptedSource(seqio.DataSource):
             return _skip(name, NO_CHOICES, split, row)
         if self._info.score_eval and targets.strip() not in choices:
             return _skip(name, NOT_A_CHOICE, split, row, f"{targets.strip()!r} of {choices}")
-        return _Rendered(inputs, targets or NO_LABEL, choices)
+        return Rendered(inputs, targets or NO_LABEL, choices)

@@ -106,8 +106,13 @@ class Console:
 
 
 def summarise_error(error: BaseException) -> str:
-    """An exception as one line: gin's notes on where it was called from are left out."""
+    """An exception as one line, without gin's notes on where a call came from.
+
+    Where a file was read from matters for a mistake in it, not for something that is missing.
+    """
     message = str(error).split("\n  In call to configurable")[0]
+    if isinstance(error, LookupError | OSError):
+        message = message.split("\n  In file")[0]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(lines) if lines else type(error).__name__
     if isinstance(error, KeyError | AssertionError | AttributeError | TypeError | IndexError):

@@ -20,7 +20,9 @@ class InferenceEvaluator:
 
     Args:
       infer_eval_dataset_cfg: what to evaluate on.
-      inference_evaluator_cls: `seqio.Evaluator` or one with its interface.
+      inference_evaluator_cls: `seqio.Evaluator` or one with its interface. One whose attribute
+        `scores_tokens` is true gets (row scores, intermediates) from its score function, with
+        every token's score in them.
       model: gives predict_batch, predict_batch_with_aux and score_batch.
       partitioner: jits them.
       log_dir: parent of the folder "inference_eval" that results go to; None writes none.
@@ -74,14 +76,23 @@ class InferenceEvaluator:
     ) -> Any:
         """Evaluates all tasks; the metrics are in the returned future."""
         if self._functions is None:
+            score = self._model.score_batch
+            scores_tokens = getattr(self._evaluator, "scores_tokens", False)
+            if scores_tokens:
+                # An evaluator that packs rows sums the tokens of each segment itself.
+                score = functools.partial(score, return_intermediates=True)
             self._functions = {
                 name: utils.get_infer_fn(
-                    step, self._batch_size, train_state_axes, self._partitioner
+                    step,
+                    self._batch_size,
+                    train_state_axes,
+                    self._partitioner,
+                    keep_aux_as_numpy=scores_tokens,
                 )
                 for name, step in (
                     ("predict", self._model.predict_batch),
                     ("predict_with_aux", self._model.predict_batch_with_aux),
-                    ("score", self._model.score_batch),
+                    ("score", score),
                 )
             }
         bind = functools.partial

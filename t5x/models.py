@@ -256,6 +256,8 @@ class EncoderDecoderModel(BaseTransformerModel):
         """Logits (B, L, V); with `mutable`, also the variables of those collections."""
         optional = ("encoder_segment_ids", "decoder_segment_ids")
         optional += ("encoder_positions", "decoder_positions")
+        if "decoder_cross_segment_ids" in batch:
+            network_arguments["decoder_cross_segment_ids"] = batch["decoder_cross_segment_ids"]
         return self.module.apply(
             {"params": params, **(other_variables or {})},
             batch["encoder_input_tokens"],

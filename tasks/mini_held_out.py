@@ -7,7 +7,7 @@ what no training task asks.
 from random import Random
 
 from t0x.tasks import mini_world as world
-from t0x.tasks.mini_training import Row, place_choice
+from t0x.tasks.mini_training import Row, add_detail, place_choice
 
 # Natural language inference --------------------------------------------------------
 
@@ -15,22 +15,24 @@ from t0x.tasks.mini_training import Row, place_choice
 def draw_entailment(rng: Random, label: int) -> Row:
     """{premise, hypothesis, label}: 0 the hypothesis follows, 1 it does not.
 
-    The premise tells two happenings; the hypothesis retells one, leaving nothing or one detail
-    changed.
+    The premise tells a happening with a detail, and in half of the rows a second one. The
+    hypothesis retells one of them; where it does not follow, one or two of its words are changed.
     """
-    kinds = rng.sample(tuple(world.HAPPENINGS), 2)
-    slots = [world.draw_slots(rng), world.draw_slots(rng)]
-    premise = " ".join(
+    count = rng.randint(1, 2)
+    kinds = rng.sample(tuple(world.HAPPENINGS), count)
+    slots = [world.draw_slots(rng) for _ in kinds]
+    told = [
         rng.choice(world.HAPPENINGS[kind]).format(**filler)
         for kind, filler in zip(kinds, slots, strict=True)
-    )
-    asked = rng.randrange(2)
+    ]
+    told[0] = add_detail(rng, told[0])
+    asked = rng.randrange(count)
     form = rng.choice(world.HAPPENINGS[kinds[asked]])
     filler = slots[asked]
     if label:
         used = world.slots_in(form)
         filler = world.change_slots(rng, filler, used, rng.randint(1, min(2, len(used))))
-    return {"premise": premise, "hypothesis": form.format(**filler), "label": label}
+    return {"premise": " ".join(told), "hypothesis": form.format(**filler), "label": label}
 
 
 # Coreference -----------------------------------------------------------------------

@@ -119,9 +119,21 @@ def draw_news(rng: Random, label: int) -> Row:
 # Paraphrase identification -------------------------------------------------------------------
 
 
+DETAILS = ("on {day}", "at {time}", "on {day} at {time}", "in the end")
+
+
+def add_detail(rng: Random, sentence: str) -> str:
+    """The sentence with a detail more, that changes nothing of what it said before."""
+    if " than " in sentence:
+        return sentence
+    detail = rng.choice(DETAILS).format(day=rng.choice(world.DAYS), time=rng.choice(world.TIMES))
+    return f"{sentence.removesuffix('.')} {detail}."
+
+
 def draw_pair(rng: Random, label: int) -> Row:
     """{sentence1, sentence2, label}: 0 different, 1 paraphrase.
 
+    Either sentence may tell a detail more: paraphrases agree in what happened, as in MRPC.
     Of the different pairs two fifths share nothing but what happened, two fifths differ in one or
     two words, and a fifth in who did it to whom.
     """
@@ -141,6 +153,10 @@ def draw_pair(rng: Random, label: int) -> Row:
         if rng.random() < 0.3:
             retold = told
     first, second = told.format(**slots), retold.format(**changed)
+    if rng.random() < 0.4:
+        first = add_detail(rng, first)
+    elif rng.random() < 0.4:
+        second = add_detail(rng, second)
     return {"sentence1": first, "sentence2": second, "label": label}
 
 
@@ -163,11 +179,12 @@ MEETINGS = ("{a} met {b} on {d}.", "{a} and {b} are friends.", "{a} visited {b} 
 def draw_story(rng: Random, label: int) -> Row:
     """{context, question, answer, candidates}; label 0 asks for a person, 1 for what or where.
 
-    The candidates are the spans of the context that have the answer's type, in random order.
-    In half of the stories the people are first named together and then spoken of by pronoun.
+    The context tells a fact of each of two people. In part of the stories the people are first
+    named together and then spoken of by pronoun, in some of these one of them only. The candidates
+    are the spans of the context that have the answer's type, in random order.
     """
     people = world.couple(rng)
-    kinds = rng.choices(tuple(STORY_FACTS), k=2)
+    kinds = rng.sample(tuple(STORY_FACTS), 2)
     thing = world.coloured_thing(rng)
     things = (thing, world.coloured_thing(rng, unlike=thing))
     places = rng.sample(world.PLACES, 2)
@@ -176,27 +193,25 @@ def draw_story(rng: Random, label: int) -> Row:
     for person, kind, thing, place in zip(people, kinds, things, places, strict=True):
         who = world.capitalised(world.pronoun(person)) if by_pronoun else person
         facts.append(STORY_FACTS[kind][0].format(who=who, x=thing, p=place))
+    asked = rng.randrange(2)
     told = rng.sample(facts, 2)
     if by_pronoun:
+        if label == 0 and rng.random() < 0.6:
+            told = [facts[asked]]
         a, b = rng.sample(people, 2)
-        meeting = rng.choice(MEETINGS)
-        told.insert(
-            0, meeting.format(a=a, b=b, d=rng.choice(world.DAYS), t=rng.choice(world.TIMES))
-        )
-    asked = rng.randrange(2)
+        day, time = rng.choice(world.DAYS), rng.choice(world.TIMES)
+        told.insert(0, rng.choice(MEETINGS).format(a=a, b=b, d=day, t=time))
     kind, slots = kinds[asked], {"a": people[asked], "x": things[asked], "p": places[asked]}
-    if label == 0:
-        answer, candidates = people[asked], list(people)
-    else:
-        spans = [
+    candidates = list(people)
+    if label == 1:
+        candidates = [
             f"the {place}" if "{p}" in STORY_FACTS[kind][0] else f"a {thing}"
             for kind, thing, place in zip(kinds, things, places, strict=True)
         ]
-        answer, candidates = spans[asked], spans
     return {
         "context": " ".join(told),
         "question": STORY_FACTS[kind][1 + label].format(**slots),
-        "answer": answer,
+        "answer": candidates[asked],
         "candidates": rng.sample(candidates, 2),
     }
 
@@ -323,44 +338,52 @@ def draw_dilemma(rng: Random, label: int) -> Row:
 # Summarisation -------------------------------------------------------------------------------
 
 
+# Document -> summary. {he} and {He} stand for the pronoun of {a}; {c} is a third person.
+REPORTS = (
+    ("{a}: Let us go to the {p} on {d}. {b}: Good, I will be there at {t}.",
+     "{a} and {b} will meet in the {p} at {t}."),
+    ("{a}: Where can we meet? {b}: In the {p} at {t}, {a}. {a}: Good.",
+     "{a} and {b} will meet in the {p} at {t}."),
+    ("{a} went to the {p} with {c}. There {a} saw a {x} and bought it for {b}.",
+     "{a} bought a {x} for {b}."),
+    ("On {d} {a} was in the {p}. {b} wanted a {x}, so {a} bought one.",
+     "{a} bought a {x} for {b}."),
+    ("{a} and {b} were in the {p} on {d}. {He} saw a {x} there and {he} bought it.",
+     "{a} bought a {x}."),
+    ("{b} and {a} met at {t}. Then {he} went to the {p} and bought a {x}.",
+     "{a} bought a {x}."),
+)  # fmt: skip
+
+
 def draw_summary(rng: Random, label: int) -> Row:
-    """{document, summary, choices}: a dialogue or a story of three sentences told in one.
+    """{document, summary, choices}: a dialogue or a story told in one sentence.
 
     Of three choices, the two wrong ones differ from the summary in one detail each.
     """
+    document, summary = rng.choice(REPORTS)
     a, b = world.couple(rng)
-    place, time = rng.choice(world.PLACES), rng.choice(world.TIMES)
-    thing = world.coloured_thing(rng)
-    day, friend = rng.choice(world.DAYS), world.other(rng, world.PEOPLE, a, b)
-    if rng.random() < 0.5:
-        document = rng.choice(
-            (
-                f"{a}: Let us go to the {place} on {day}. {b}: Good, I will be there at {time}.",
-                f"{a}: Where can we meet? {b}: In the {place} at {time}, {a}. {a}: Good.",
-            )
-        )
-        form = "{a} and {b} will meet in the {p} at {t}."
-        slots = {"a": a, "b": b, "p": place, "t": time}
-    else:
-        document = rng.choice(
-            (
-                f"{a} went to the {place} with {friend}. There {a} saw a {thing} and "
-                f"bought it for {b}.",
-                f"On {day} {a} was in the {place}. {b} wanted a {thing}, so {a} bought one.",
-            )
-        )
-        form = "{a} bought a {x} for {b}."
-        slots = {"a": a, "b": b, "x": thing}
-    summary = form.format(**slots)
-    wrong = [
-        form.format(**slots | {"a": friend}),
-        form.format(**slots | {"b": friend}),
-        form.format(**slots | {"x": world.coloured_thing(rng, unlike=thing)})
-        if "x" in slots
-        else form.format(**slots | {"p": world.other(rng, world.PLACES, place)}),
-    ]
-    choices = place_choice(rng, summary, rng.sample(wrong, 2), label)
-    return {"document": document, "summary": summary, "choices": choices, "label": label}
+    slots = {
+        "a": a,
+        "b": b,
+        "c": world.other(rng, world.PEOPLE, a, b),
+        "p": rng.choice(world.PLACES),
+        "d": rng.choice(world.DAYS),
+        "t": rng.choice(world.TIMES),
+        "x": world.coloured_thing(rng),
+        "he": world.pronoun(a),
+        "He": world.capitalised(world.pronoun(a)),
+    }
+    wrong = {
+        "a": slots["c"] if "{b}" in summary else b,
+        "b": slots["c"],
+        "p": world.other(rng, world.PLACES, slots["p"]),
+        "x": world.coloured_thing(rng, unlike=slots["x"]),
+    }
+    changes = [slot for slot in wrong if f"{{{slot}}}" in summary]
+    distractors = [summary.format(**slots | {slot: wrong[slot]}) for slot in rng.sample(changes, 2)]
+    row = {"document": document.format(**slots), "summary": summary.format(**slots)}
+    choices = place_choice(rng, row["summary"], distractors, label)
+    return row | {"choices": choices, "label": label}
 
 
 # Structure to text ---------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from t0x.tasks.catalogue import catalogue
 from t0x.templates import default_collection
 
-FACTS = Path("/work/shared/facts")
+FACTS = Path(__file__).parents[3] / "shared" / "facts"
 
 # (dataset, subset) → prompts: name, has choices, original task. Names that need cleaning, T0's
 # exclusions and its special cases.
@@ -101,6 +101,9 @@ json.dump({
         error_of(seqio.TaskRegistry.get("piqa_finish").get_dataset, None, "train"),
     ],
 }, open(sys.argv[1], "w"))
+# Left running: the process must still come to its end.
+running = iter(read.repeat().prefetch(100))
+next(running)
 """
 
 
@@ -141,6 +144,7 @@ def run(script, *arguments, **environment):
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
 
 

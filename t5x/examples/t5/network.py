@@ -338,10 +338,13 @@ class Transformer(nn.Module):
         decode: bool = False,
         max_decode_length: int | None = None,
         return_hidden: bool = False,
+        decoder_cross_segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """Logits (B, L, V) in float32; with return_hidden the activations (B, L, E) before them.
 
         Args:
+          decoder_cross_segment_ids: encoder segment that each target position attends to, where
+            that is not its own segment: several choices may share one input.
           encoder_input_tokens: tells padding from input; with `encoder_segment_ids`, packed inputs.
           decoder_target_tokens: tells padding from target; not used when `decode`.
           decode: one step of autoregressive decoding (or, without a cache yet, its creation).
@@ -355,8 +358,12 @@ class Transformer(nn.Module):
             cross_query = jnp.ones(decoder_target_tokens.shape, jnp.int32)
         else:
             own = layers.segments(decoder_target_tokens, decoder_segment_ids)
-            packed = encoder_segment_ids is not None
-            cross_query = own if packed else layers.segments(decoder_target_tokens, None)
+            if decoder_cross_segment_ids is not None:
+                cross_query = layers.segments(decoder_target_tokens, decoder_cross_segment_ids)
+            elif encoder_segment_ids is not None:
+                cross_query = own
+            else:
+                cross_query = layers.segments(decoder_target_tokens, None)
         segments = {"decoder": own, "cross_query": cross_query, "cross_key": cross_key}
         hidden = self.decoder(
             decoder_input_tokens, segments, encoded, not enable_dropout, decode, max_decode_length
@@ -386,6 +393,7 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
         decode: bool = False,
         return_hidden: bool = False,
+        decoder_cross_segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes and decodes with teacher forcing; see `decode` for what comes back."""
         encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
@@ -399,4 +407,5 @@ class Transformer(nn.Module):
             enable_dropout=enable_dropout,
             decode=decode,
             return_hidden=return_hidden,
+            decoder_cross_segment_ids=decoder_cross_segment_ids,
         )
