@@ -24,8 +24,8 @@ GCS_PATH = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 DOWNLOAD_URL = GCS_PATH.replace("gs://", "https://storage.googleapis.com/")
 DOWNLOAD_TIMEOUT_SECONDS = 20
 FIXES = (
-    "set $T0X_VOCABULARY (or t0x.vocabulary.t5_vocabulary.path in gin) to a SentencePiece model, or "
-    "run --gin_file=t0_mini.gin, which needs no download"
+    "set $T0X_VOCABULARY (or t0x.vocabulary.t5_vocabulary.path in gin) to a SentencePiece model, "
+    "or run --gin_file=t0_mini.gin, which needs no download"
 )
 
 

@@ -6,15 +6,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import rich.console
 import rich.progress
 import rich.table
 from rich.text import Text
+
+Item = TypeVar("Item")
 
 _PLAIN_LINE_PERIOD = 10.0
 _REFRESH_PERIOD = 0.5
@@ -88,6 +90,36 @@ class Console:
     def progress(self, total: int, start: int, tokens_per_step: int) -> "Progress":
         """A progress line over steps `start` to `total`."""
         return Progress(self._out, total, start, tokens_per_step)
+
+    def track(self, items: Iterable[Item], total: int, name: str) -> Iterator[Item]:
+        """Passes items on while showing how many of `total` are done, where that takes long."""
+        bar = None
+        if self._out.is_terminal and jax.process_index() == 0:
+            bar = rich.progress.Progress(
+                rich.progress.TextColumn(
+                    "{task.description} {task.completed:.0f}/{task.total:.0f}"
+                ),
+                rich.progress.BarColumn(),
+                rich.progress.TimeRemainingColumn(),
+                console=self._out,
+                transient=True,
+            )
+            bar.start()
+            task = bar.add_task(name, total=total)
+        started = shown = time.monotonic()
+        try:
+            for done, item in enumerate(items, start=1):
+                yield item
+                now = time.monotonic()
+                if bar:
+                    bar.update(task, completed=done)
+                elif now - shown >= _PLAIN_LINE_PERIOD:
+                    left = format_seconds((now - started) / done * (total - done))
+                    self.say(f"{name} {done}/{total}  {left} left")
+                    shown = now
+        finally:
+            if bar:
+                bar.stop()
 
     def usage_error(self, message: str) -> None:
         """Says what is wrong with the command line."""

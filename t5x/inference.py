@@ -10,6 +10,7 @@ import tensorflow as tf
 from jax.experimental import multihost_utils
 
 from t5x import datasets, partitioning
+from t5x.console import console
 
 InferFunction = Callable[..., Any]
 PADDING_INDEX = -1
@@ -63,8 +64,8 @@ def get_infer_fn(
     def infer_fn(ds: tf.data.Dataset, train_state: Any, rng: jax.Array | None = None) -> Any:
         total = len(ds)
         batches = _read_shard(ds, total, batch_size, layout)
-        indices, results = [], []
-        for index, batch in batches.as_numpy_iterator():
+        results = []
+        for index, batch in console.track(batches.as_numpy_iterator(), len(batches), "batch"):
             step_rng = None
             if rng is not None:
                 step_rng, rng = jax.random.split(rng)

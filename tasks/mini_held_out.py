@@ -7,7 +7,7 @@ what no training task asks.
 from random import Random
 
 from t0x.tasks import mini_world as world
-from t0x.tasks.mini_training import Row, add_detail, place_choice
+from t0x.tasks.mini_training import Row, add_detail, add_lead, place_choice
 
 # Natural language inference --------------------------------------------------------
 
@@ -15,24 +15,24 @@ from t0x.tasks.mini_training import Row, add_detail, place_choice
 def draw_entailment(rng: Random, label: int) -> Row:
     """{premise, hypothesis, label}: 0 the hypothesis follows, 1 it does not.
 
-    The premise tells a happening with a detail, and in half of the rows a second one. The
-    hypothesis retells one of them; where it does not follow, one or two of its words are changed.
+    The premise tells a happening and when it was, in half of the rows another happening too (and
+    always next to a comparison of people). The hypothesis retells the first; where it does not
+    follow, one or two of its words are changed.
     """
-    count = rng.randint(1, 2)
-    kinds = rng.sample(tuple(world.HAPPENINGS), count)
-    slots = [world.draw_slots(rng) for _ in kinds]
-    told = [
-        rng.choice(world.HAPPENINGS[kind]).format(**filler)
-        for kind, filler in zip(kinds, slots, strict=True)
-    ]
-    told[0] = add_detail(rng, told[0])
-    asked = rng.randrange(count)
-    form = rng.choice(world.HAPPENINGS[kinds[asked]])
-    filler = slots[asked]
+    kind, slots = rng.choice(tuple(world.HAPPENINGS)), world.draw_slots(rng)
+    told = world.HAPPENINGS[kind]
+    premise = add_detail(rng, rng.choice(told).format(**slots))
+    if rng.random() < 0.5 and " than " not in premise:
+        premise = add_lead(rng, premise)
+    else:
+        second = rng.choice([other for other in world.HAPPENINGS if other != kind])
+        another = rng.choice(world.HAPPENINGS[second]).format(**world.draw_slots(rng))
+        premise = " ".join(rng.sample((premise, another), 2))
+    form = rng.choice(told)
     if label:
         used = world.slots_in(form)
-        filler = world.change_slots(rng, filler, used, rng.randint(1, min(2, len(used))))
-    return {"premise": " ".join(told), "hypothesis": form.format(**filler), "label": label}
+        slots = world.change_slots(rng, slots, used, rng.randint(1, min(2, len(used))))
+    return {"premise": premise, "hypothesis": form.format(**slots), "label": label}
 
 
 # Coreference -----------------------------------------------------------------------

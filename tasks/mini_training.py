@@ -119,14 +119,20 @@ def draw_news(rng: Random, label: int) -> Row:
 # Paraphrase identification -------------------------------------------------------------------
 
 
-DETAILS = ("on {day}", "at {time}", "on {day} at {time}", "in the end")
+DETAILS = ("on {d}", "at {t}", "on {d} at {t}", "in the end")
+LEADS = ("It was late.", "It was cold.", "It was hot.")
+
+
+def add_lead(rng: Random, sentence: str) -> str:
+    """The sentence with another before it that has nothing to do with what happened."""
+    return f"{rng.choice(LEADS)} {sentence}"
 
 
 def add_detail(rng: Random, sentence: str) -> str:
-    """The sentence with a detail more, that changes nothing of what it said before."""
+    """The sentence with the time it happened; comparisons stay as they are."""
     if " than " in sentence:
         return sentence
-    detail = rng.choice(DETAILS).format(day=rng.choice(world.DAYS), time=rng.choice(world.TIMES))
+    detail = rng.choice(DETAILS).format(d=rng.choice(world.DAYS), t=rng.choice(world.TIMES))
     return f"{sentence.removesuffix('.')} {detail}."
 
 
@@ -153,9 +159,12 @@ def draw_pair(rng: Random, label: int) -> Row:
         if rng.random() < 0.3:
             retold = told
     first, second = told.format(**slots), retold.format(**changed)
-    if rng.random() < 0.4:
+    told_more = rng.random()
+    if told_more < 0.2:
         first = add_detail(rng, first)
-    elif rng.random() < 0.4:
+    elif told_more < 0.4:
+        first = add_lead(rng, first)
+    elif told_more < 0.5:
         second = add_detail(rng, second)
     return {"sentence1": first, "sentence2": second, "label": label}
 

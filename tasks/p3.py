@@ -221,7 +221,8 @@ def _register_all() -> None:
     if not _registered:
         raise LookupError(
             "the prompts of P3 are not installed: run `t0x prompts install` (needs a network, "
-            "once), or point $T0X_PROMPTS_DIR at promptsource's templates"
+            "once), point $T0X_PROMPTS_DIR at promptsource's templates, or run "
+            "--gin_file=t0_mini.gin, which brings its own"
         )
     for name, tasks in _mixtures().items():
         if tasks and name not in seqio.MixtureRegistry.names():
