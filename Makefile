@@ -25,7 +25,7 @@ demo: .venv/.installed
 	@$(BIN)/t0x report $(RUN) --out $(RUN)/report.html
 
 test: .venv/.installed
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed
 	@$(BIN)/ruff check .

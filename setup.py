@@ -23,6 +23,7 @@ EXTRAS = {
     "report": REPORT,
     "test": [
         *REPORT,
+        "importlib_resources>=6",  # tensorflow_datasets imports it to read prepared builders
         "pytest>=8,<10",
         "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
