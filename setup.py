@@ -59,6 +59,7 @@ setup(
         "tensorflow>=2.19,<2.22",
         "tensorflow-datasets>=4.9.8,<5",
         "clu>=0.0.12,<0.1",
+        "tensorboard>=2.19,<3",
         "gin-config>=0.5,<0.6",
         "jinja2>=3.1.6,<4",
         "pyyaml>=6,<7",
