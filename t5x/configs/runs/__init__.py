@@ -1,0 +1,1 @@
+"""Gin files; a package, because gin finds included files as package resources."""
