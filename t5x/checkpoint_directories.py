@@ -13,6 +13,12 @@ STATE_ITEM = "state"
 LEGACY_FILE = "checkpoint"
 
 
+def make_absolute(path: epath.PathLike) -> epath.Path:
+    """A local path from the root, as Orbax wants it; others (gs://…) as they are."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
 @gin.configurable(module="t5x.checkpoints")
 def get_checkpoint_prefix(prefix: str = "checkpoint") -> str:
     """Returns what the names of checkpoint directories begin with."""

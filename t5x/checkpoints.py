@@ -35,6 +35,7 @@ from t5x.checkpoint_directories import (
     get_checkpoint_prefix,
     get_step_from_checkpoint_dir,
     latest_step,
+    make_absolute,
 )
 from t5x.checkpoint_reading import TargetArray
 from t5x.checkpoint_retention import KeepBest, populate_metrics_for_steps
@@ -171,7 +172,7 @@ class OrbaxCheckpointManagerInterface:
     ) -> None:
         if metric_mode not in ("max", "min"):
             raise ValueError(f"metric_mode must be 'max' or 'min', not {metric_mode!r}")
-        self._directory = epath.Path(directory)
+        self._directory = make_absolute(directory)
         self._train_state = train_state
         self._partitioner = partitioner
         self._dataset_iterator = dataset_iterator
@@ -332,7 +333,7 @@ class OrbaxCheckpointManagerInterface:
             raise ValueError("restore takes a step or a path, not both")
         if lazy_parameters:
             logging.log_first_n(logging.WARNING, "lazy_parameters has no effect", 1)
-        checkpoint = epath.Path(find_checkpoint(path or self._directory, step))
+        checkpoint = make_absolute(find_checkpoint(path or self._directory, step))
         stored = checkpoint_reading.read_structure(checkpoint)
         for transform in state_transformation_fns:
             stored = transform(stored, self._train_state.state_dict())

@@ -427,3 +427,11 @@ def test_get_local_data():
     assert checkpoints.get_local_data(3) == 3
     sharded = jax.device_put(jnp.arange(8), NamedSharding(Partitioner().mesh, P("data")))
     np.testing.assert_array_equal(checkpoints.get_local_data(sharded), np.arange(4))
+
+
+def test_relative_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = make_state()
+    save("runs/small", state)
+    assert (tmp_path / "runs" / "small" / "checkpoint_0" / "state").is_dir()
+    assert_same(manager("runs/small", state).restore(path="runs/small/checkpoint_0"), state)
