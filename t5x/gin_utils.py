@@ -73,7 +73,7 @@ def parse_gin_flags(
 
 def _with_nearest_name(message: str) -> str:
     """Adds the registered parameter or configurable that looks most like the unknown one."""
-    parameter = re.search(r"has no parameter named '(\w+)'|no attribute '(\w+)'", message)
+    parameter = re.search(r"have a parameter named '(\w+)'|no attribute '(\w+)'", message)
     unknown = re.search(r"No configurable matching '([\w./]+)'", message)
     if parameter:
         name = parameter.group(1) or parameter.group(2)

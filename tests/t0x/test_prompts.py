@@ -150,8 +150,9 @@ def test_install_offline_says_what_to_do():
 def test_index_is_the_one_pip_uses(monkeypatch, tmp_path):
     assert prompts.index_url() == "http://127.0.0.1:9/simple"
     monkeypatch.delenv("PIP_INDEX_URL")
-    (tmp_path / "pip.conf").write_text("[global]\nindex-url = http://mirror/simple\n")
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip/pip.conf").write_text("[global]\nindex-url = http://mirror/simple\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert prompts.index_url() == "http://mirror/simple"
 
 
