@@ -1,6 +1,10 @@
 """`t0x tasks`: what is registered."""
 
+import contextlib
 import json
+import os
+import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -32,17 +36,34 @@ def list_tasks(
     ] = False,
 ) -> None:
     """Lists (dataset, prompt) tasks: name, dataset, prompt, mixing rate, rows of each split."""
-    _import(module)
-    tasks = _describe(mixture)
+    with _without_native_chatter():
+        _import(module)
+        tasks = _describe(mixture)
     if as_json:
         typer.echo(json.dumps(tasks, ensure_ascii=False))
     else:
         _print_table(tasks)
 
 
+@contextlib.contextmanager
+def _without_native_chatter() -> Iterator[None]:
+    """Drops what libraries write to file descriptor 2 from C++ while they are imported."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, sys.stderr = sys.stderr, os.fdopen(os.dup(saved), "w")
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.close()
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+        sys.stderr = stderr
+
+
 def _import(modules: list[str] | None) -> None:
     import importlib
-    import os
 
     from t0x import sources
 
@@ -93,8 +114,12 @@ def _print_table(tasks: list[dict[str, object]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("task", "prompt", "rate", "rows", title=f"{len(tasks)} tasks")
+    table = Table(title=f"{len(tasks)} tasks")
+    for column in ("task", "prompt", "rate", "rows"):
+        table.add_column(column, overflow="fold")
     for task in tasks:
         rows = " ".join(f"{split}={rows:,}" for split, rows in task["splits"].items())
         table.add_row(task["name"], task["template"], f"{task['rate']:,.0f}", rows)
-    Console().print(table)
+    console = Console()
+    # Piped, a row is a line.
+    (console if console.is_terminal else Console(width=240)).print(table)
