@@ -42,7 +42,7 @@ def _state_directory(checkpoint: epath.Path) -> epath.Path:
         return checkpoint
     raise ValueError(
         f"checkpoint {checkpoint} is in T5X's own msgpack format, which cannot be read here; "
-        "convert it by saving it from T5X with train_script.train.use_orbax = True"
+        "load it in T5X and save it from there with use_orbax = True"
     )
 
 

@@ -220,6 +220,25 @@ def get_first_valid_restore_config_and_paths(
     return None, []
 
 
+def require_checkpoint(path: str) -> None:
+    """Makes sure that something is at the path of a checkpoint.
+
+    Raises:
+      FileNotFoundError: nothing is, or it is out of reach.
+    """
+    fix = (
+        "set RestoreCheckpointConfig.path (CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH in the run "
+        "files)"
+    )
+    try:
+        found = epath.Path(path).exists()
+    except Exception as error:  # each filesystem has errors of its own
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"checkpoint '{path}' is out of reach: {reason}; {fix}") from error
+    if not found:
+        raise FileNotFoundError(f"checkpoint '{path}' does not exist; {fix}")
+
+
 def get_fallback_state(
     restore_cfg: RestoreCheckpointConfig | None,
     init_fn: Callable[[jax.Array], Mapping[str, Any]],
@@ -264,11 +283,8 @@ def create_checkpoint_manager_and_restore(
       FileNotFoundError: `restore_path` does not exist.
     """
     del use_orbax
-    if restore_path and not epath.Path(restore_path).exists():
-        raise FileNotFoundError(
-            f"checkpoint '{restore_path}' does not exist; set RestoreCheckpointConfig.path "
-            "(CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH in the run files)"
-        )
+    if restore_path:
+        require_checkpoint(restore_path)
     save, restore = save_checkpoint_cfg, restore_checkpoint_cfg
     with_dataset = bool(
         (save and save.save_dataset is not False) or (restore and restore.restore_dataset)

@@ -20,7 +20,9 @@ from jax.experimental import multihost_utils
 from t5x import eval as eval_lib
 from t5x import memory, models, partitioning, train_state, utils
 from t5x import trainer as trainer_lib
+from t5x.checkpoint_directories import latest_step
 from t5x.console import console, format_count, format_seconds
+from t5x.initialization import require_checkpoint
 
 TRAIN_METRIC_KEY = "train"
 
@@ -113,6 +115,9 @@ def train(
     )
     # Before anything is read: a model too large for the machine is the commonest mistake.
     memory.check(initializer, partitioner)
+    start = checkpoint_cfg.restore
+    if start and start.path and start.mode == "specific" and latest_step(model_dir) is None:
+        require_checkpoint(start.path)
     train_iter = utils.prepare_train_iter(
         get_dataset_fn(
             train_dataset_cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS
