@@ -7,7 +7,12 @@ from setuptools import find_packages, setup
 
 # t0x.tasks and t0x.launch live beside t0x in the source tree; gin/ holds plain data and must never
 # become a package named `gin`, which would shadow gin-config for anyone standing in the checkout.
-PACKAGE_DIR = {"t0x.tasks": "tasks", "t0x.launch": "launch", "t0x.gin": "gin"}
+PACKAGE_DIR = {
+    "t0x.tasks": "tasks",
+    "t0x.tasks.mini": "tasks/mini",
+    "t0x.launch": "launch",
+    "t0x.gin": "gin",
+}
 PACKAGES = [*find_packages(include=["t0x", "t0x.*"]), *PACKAGE_DIR]
 # People who have upstream T5X installed leave our drop-in out.
 if not os.environ.get("T0X_WITHOUT_T5X"):
@@ -47,6 +52,7 @@ setup(
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
     package_data={
+        "": ["*.pyi"],
         "t0x.gin": ["*.gin"],
         "t0x.report": ["*.html", "*.css", "*.js", "*.csv"],
         "t0x.tasks": ["*.csv", "vocabularies/*", "prompts/**/*.yaml"],
@@ -69,6 +75,7 @@ setup(
         "clu>=0.0.12,<0.1",
         "tensorboard>=2.19,<3",
         "gin-config>=0.5,<0.6",
+        "lazy-loader>=0.4,<1",
         "jinja2>=3.1.6,<4",
         "pyyaml>=6,<7",
         "rich>=13.9,<16",

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x.huggingface import ModelSize, make_config, weights
-from t5x.safetensors_files import TensorFilesWriter
+from t5x.checkpoints.formats.huggingface import ModelSize, make_config, weights
+from t5x.checkpoints.formats.safetensors import TensorFilesWriter
 
 SIZES = {
     "tiny": ModelSize(256, 16, 2, 8, 32, 1, 1),

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from t0x import convert
-from t5x.checkpoint_stores import open_checkpoint
+from t5x.checkpoints import convert
+from t5x.checkpoints.formats.huggingface import ModelSize, make_config, weights
+from t5x.checkpoints.formats.safetensors import TensorFilesWriter
+from t5x.checkpoints.formats.stores import open_checkpoint
 from t5x.examples.t5 import network
-from t5x.huggingface import ModelSize, make_config, weights
-from t5x.safetensors_files import TensorFilesWriter
 
 SHAPES = {
     "small": ModelSize(512, 64, 4, 16, 128, 2, 2),

@@ -23,7 +23,8 @@ import time
 from pathlib import Path
 
 from t0x import sources
-from t0x.templates import RenderError, TemplateCollection
+from t0x.prompts.collection import TemplateCollection
+from t0x.prompts.template import RenderError
 
 # The rows as both sides see them; `--rows` bounds each split's.
 SPLITS = ("train", "validation", "test")

@@ -1,6 +1,6 @@
 """Packed scores against PyTorch transformers on the same weights: 200 rows, live.
 
-The weights and rows are those of tests/t0x/test_packed_scores.py, whose golden values were made so.
+The weights and rows are those of tests/t0x/evaluation/test_packed_scores.py, whose golden values were made so.
 Prints one JSON line; fails where a score differs by more than 1e-3.
 
     python benchmarks/score_equality.py --torch TORCH_PYTHON
@@ -25,7 +25,7 @@ import test_packed_scores as packed_scores
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from t0x import packing
+from t0x.evaluation import packing
 
 TOLERANCE = 1e-3
 

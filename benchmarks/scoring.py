@@ -38,8 +38,8 @@ import numpy as np
 import seqio
 from flax import traverse_util
 
-from t0x import encoding
-from t0x.scorer import Scorer
+from t0x.evaluation import encoding
+from t0x.evaluation.scorer import Scorer
 from t5x import models, partitioning, train_state
 from t5x.examples.t5 import network
 

@@ -11,7 +11,8 @@ import yaml
 
 MODES = ("train", "eval", "infer", "precompile")
 # What t5x ends with when it was told to stop and has saved a checkpoint: start it again. Said here
-# too: importing t5x.preemption takes seconds, and upstream's t5x has none. A test holds them equal.
+# too: importing t5x.run.preemption takes seconds, and upstream's t5x has none. A test holds them
+# equal.
 PREEMPTED_EXIT_CODE = 75
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 

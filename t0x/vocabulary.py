@@ -16,7 +16,7 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-from t0x.templates import cache_directory
+from t0x.prompts.collection import cache_directory
 
 MODEL_NAME = "cc_all.32000.100extra.sentencepiece.model"
 GCS_PATH = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"

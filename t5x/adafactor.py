@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from t5x.factor_rules import (
+from t5x.optimizers.base import Optimizer, OptimizerDef, OptimizerState
+from t5x.optimizers.factor_rules import (
     HEURISTIC_RULE,
     Axes,
     FactorDim,
@@ -29,7 +30,6 @@ from t5x.factor_rules import (
     rule_of_axes,
     standard_logical_factor_rules,
 )
-from t5x.optimizers import Optimizer, OptimizerDef, OptimizerState
 
 __all__ = [
     "Adafactor",

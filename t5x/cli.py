@@ -11,9 +11,10 @@ import jax
 import seqio
 from absl import app, flags, logging
 
-from t5x import gin_utils, preemption
-from t5x.checkpoint_queue import finish_writing
-from t5x.console import console, summarise_error
+from t5x import gin_utils
+from t5x.checkpoints.queue import finish_writing
+from t5x.run import preemption
+from t5x.run.console import console, summarise_error
 
 FLAGS = flags.FLAGS
 

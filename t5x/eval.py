@@ -12,7 +12,8 @@ from etils import epath
 
 from t5x import checkpoints, gin_utils, models, partitioning, train_state, utils
 from t5x import trainer as trainer_lib
-from t5x.console import console, format_seconds
+from t5x.run.console import console
+from t5x.run.progress import format_seconds
 
 
 class InferenceEvaluator:

@@ -9,8 +9,8 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from t5x import gin_errors
-from t5x.console import console
+from t5x.run import gin_errors
+from t5x.run.console import console
 
 _search_paths_added: set[str] = set()
 

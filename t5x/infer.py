@@ -5,32 +5,26 @@ its marker are written; a run that was killed goes on after the last chunk that 
 is written exactly once.
 """
 
-import concurrent.futures
-import dataclasses
 import functools
-import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import seqio
 import tensorflow as tf
-from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from t5x import gin_utils, models, partitioning, utils
-from t5x.console import console, format_seconds, log_ignored
-from t5x.datasets import get_provider
-from t5x.inference_files import (
+from t5x.data.datasets import get_provider
+from t5x.inference.chunks import Output, Reader, agree, infer_task
+from t5x.inference.files import (
     MODES,
     Inferences,
     create_task_from_tfexample_file,
     merge_chunks_to_file,
     write_inferences_to_file,
 )
+from t5x.run.console import console, log_ignored
 
 __all__ = [
     "create_task_from_tfexample_file",
@@ -38,7 +32,6 @@ __all__ = [
     "merge_chunks_to_file",
     "write_inferences_to_file",
 ]
-
 WriteFn = Callable[..., None]
 MergeFn = Callable[[str, str, str, int | None], None]
 
@@ -115,7 +108,7 @@ def infer(
     if verify_matching_vocabs_fn is not None:
         verify_matching_vocabs_fn(dataset_cfg, model)
     converter = model.FEATURE_CONVERTER_CLS(pack=False)
-    reader = _Reader(dataset_cfg, converter, shard_id, num_shards, checkpoint_period)
+    reader = Reader(dataset_cfg, converter, shard_id, num_shards, checkpoint_period)
     tasks = seqio.get_subtasks(get_provider(dataset_cfg))
     restore_checkpoint_cfg.strict = False  # only parameters are wanted
     cfg, paths = utils.get_first_valid_restore_config_and_paths([restore_checkpoint_cfg])
@@ -172,12 +165,12 @@ def infer(
     }
 
     for task in tasks:
-        output = _Output(folder, task.name, mode, file_extension, shard_id, num_shards)
-        if _agree(output.is_complete()):
+        output = Output(folder, task.name, mode, file_extension, shard_id, num_shards)
+        if agree(output.is_complete()):
             console.say(f"{task.name}: {output.file} is there already")
         else:
             vocabulary = task.output_features[output_vocab_feature_name].vocabulary
-            _infer_task(
+            infer_task(
                 task,
                 output,
                 settings,
@@ -211,222 +204,6 @@ def _write(
     rows: tf.data.Dataset,
 ) -> None:
     write_fn(path, inferences, rows, mode, vocabulary)
-
-
-def _infer_task(
-    task: seqio.Task,
-    output: "_Output",
-    settings: Mapping[str, Any],
-    reader: "_Reader",
-    infer_fn: Callable[..., Any],
-    write_fn: Callable[..., None],
-    checkpoint_ds_iter: bool,
-) -> None:
-    """Writes the chunks that are not there yet. Reading, inferring and writing overlap."""
-    started, rows = time.monotonic(), 0
-    is_writer = jax.process_index() == 0
-    if is_writer:
-        output.open_chunks(settings)
-    first = _agree(output.count_chunks())
-    chunks = reader.read(task, first, output if checkpoint_ds_iter else None)
-    with (
-        concurrent.futures.ThreadPoolExecutor(1) as read_thread,
-        concurrent.futures.ThreadPoolExecutor(1) as write_thread,
-    ):
-        following = read_thread.submit(next, chunks, None)
-        writing: concurrent.futures.Future[None] | None = None
-        chunk = first
-        while (features := following.result()) is not None:
-            following = read_thread.submit(next, chunks, None)
-            task_rows, model_rows = map(tf.data.Dataset.from_tensor_slices, features)
-            rng = jax.random.fold_in(jax.random.PRNGKey(0), chunk)
-            inferences = _split_auxiliary(infer_fn(model_rows.enumerate(), rng=rng))
-            rows += len(inferences[0])
-            if writing:
-                writing.result()  # raises what went wrong in writing
-            if is_writer:
-                writing = write_thread.submit(
-                    output.write_chunk, chunk, write_fn, inferences, task_rows
-                )
-            chunk += 1
-        if writing:
-            writing.result()
-    if chunk == 0:
-        raise ValueError(
-            f"'{task.name}' has no rows in this shard of split '{settings['split']}'; choose "
-            "another DatasetConfig.split or fewer infer.num_shards"
-        )
-    resumed = f" after {first} chunks of a run before" if first else ""
-    console.say(
-        f"{task.name}: {rows} rows{resumed} in {format_seconds(time.monotonic() - started)}, "
-        f"{output.file}"
-    )
-
-
-def _agree(value: int) -> int:
-    """What process 0 sees in its files, which others may see later or never."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def _split_auxiliary(results: Any) -> Inferences:
-    """(results by row, auxiliary values) of what `get_infer_fn`'s function returns."""
-    pairs, auxiliary = results if isinstance(results, tuple) else (results, {})
-    return [result for _, result in pairs], auxiliary
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Reads a task's rows a chunk at a time, as the task has them and as the model takes them."""
-
-    cfg: utils.DatasetConfig
-    converter: seqio.FeatureConverter
-    shard_id: int
-    num_shards: int
-    checkpoint_period: int
-    _datasets_made: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.checkpoint_period * self.cfg.batch_size
-
-    def element_spec(self, task: seqio.Task) -> Mapping[str, tf.TensorSpec]:
-        """Shape and dtype of the model's features of one row."""
-        return self._datasets(task)[1].element_spec
-
-    def _datasets(self, task: seqio.Task) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-        # TensorFlow takes seconds to trace a task's functions: once is enough.
-        if task.name not in self._datasets_made:
-            self._datasets_made[task.name] = self._make_datasets(task)
-        return self._datasets_made[task.name]
-
-    def _make_datasets(self, task: seqio.Task) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-        cfg = self.cfg
-        rows = task.get_dataset(
-            sequence_length=cfg.task_feature_lengths,
-            split=cfg.split,
-            shuffle=False,
-            num_epochs=1,
-            shard_info=seqio.ShardInfo(index=self.shard_id, num_shards=self.num_shards),
-            use_cached=cfg.use_cached,
-            seed=cfg.seed,
-            trim_output_features=cfg.trim_output_features,
-        )
-        return rows, self.converter(rows, task_feature_lengths=cfg.task_feature_lengths)
-
-    def read(self, task: seqio.Task, first: int, positions: "_Output | None") -> Any:
-        """Yields (task's features, model's features) of chunks, the chunk `first` first.
-
-        Args:
-          task: the task.
-          first: number of chunks that are done.
-          positions: where the position after each chunk is kept; None keeps none.
-        """
-        dataset = tf.data.Dataset.zip(self._datasets(task))
-        iterator = iter(dataset.padded_batch(self.chunk_rows))
-        checkpoint = tf.train.Checkpoint(ds=iterator)
-        last = positions.position(first - 1) if positions and first else None
-        if last is not None and last.with_suffix(".index").exists():
-            checkpoint.read(str(last)).assert_consumed()
-        else:
-            for _ in range(first):
-                if next(iterator, None) is None:
-                    raise ValueError(
-                        f"'{task.name}' has fewer rows than when its first {first} chunks were "
-                        "written; remove its tmp- folder to begin again"
-                    )
-        for chunk, features in enumerate(iterator, start=first):
-            if positions and jax.process_index() == 0:
-                positions = positions if _save(checkpoint, positions.position(chunk)) else None
-            yield features
-
-
-def _save(checkpoint: tf.train.Checkpoint, position: epath.Path) -> bool:
-    """Saves a position in the data; False, and a log line, where the data does not allow it."""
-    try:
-        checkpoint.write(str(position))
-    except (tf.errors.FailedPreconditionError, tf.errors.UnimplementedError) as error:
-        reason = str(error).split("\n")[0]
-        log_ignored("infer.checkpoint_ds_iter", f"a restart reads the data again: {reason}")
-        return False
-    return True
-
-
-class _Output:
-    """The result of one task and shard, and the folder of its chunks until it is complete."""
-
-    def __init__(
-        self, folder: epath.Path, task: str, mode: str, extension: str, shard: int, shards: int
-    ) -> None:
-        suffix = f"{shard:05}-of-{shards:05}"
-        self.file = folder / f"{task}-{mode}.{extension}-{suffix}"
-        self.chunks = folder / f"tmp-{task}-{suffix}"
-        self._complete = folder / f"{self.file.name}.COMPLETED"
-
-    def is_complete(self) -> bool:
-        return self._complete.exists()
-
-    def mark_complete(self) -> None:
-        self._complete.write_text("")
-
-    def position(self, chunk: int) -> epath.Path:
-        """Prefix of the files that hold the position in the data after a chunk."""
-        return self.chunks / f"position{chunk:05}"
-
-    def _chunk(self, chunk: int) -> epath.Path:
-        return self.chunks / f"{self.file.name}-chunk{chunk:05}"
-
-    def _marker(self, chunk: int) -> epath.Path:
-        return self.chunks / f"{self.file.name}-chunk{chunk:05}.COMPLETED"
-
-    def open_chunks(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder of chunks, or makes sure that the one there was made by such a run.
-
-        Raises:
-          ValueError: it was made with other settings, so its chunks hold other rows or results.
-        """
-        file = self.chunks / f"{self.file.name}.settings.json"
-        wanted = json.loads(json.dumps(settings))
-        if file.exists():
-            found = json.loads(file.read_text())
-            for name in wanted:
-                if found.get(name) != wanted[name]:
-                    raise ValueError(
-                        f"{self.chunks} holds chunks made with {name} = {found.get(name)}, not "
-                        f"{wanted[name]}; go on with that, or remove the folder"
-                    )
-            return
-        if self.chunks.exists():
-            logging.warning("%s has chunks of unknown origin: done again", self.chunks)
-            self.chunks.rmtree()
-        self.chunks.mkdir(parents=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted))
-        partial.replace(file)
-
-    def count_chunks(self) -> int:
-        """Number of chunks, from the first on, that are done."""
-        count = 0
-        while self._marker(count).exists():
-            count += 1
-        return count
-
-    def write_chunk(
-        self,
-        chunk: int,
-        write_fn: Callable[..., None],
-        inferences: Inferences,
-        task_rows: tf.data.Dataset,
-    ) -> None:
-        """Writes a chunk and then its marker; the position before it is needed no more."""
-        write_fn(str(self._chunk(chunk)), inferences, task_rows)
-        self._marker(chunk).write_text("")
-        for file in self.chunks.glob(f"{self.position(chunk - 1).name}.*"):
-            file.unlink()
-
-    def remove_chunks(self) -> None:
-        """Deletes the folder of chunks, if it is there."""
-        if self.chunks.exists():
-            self.chunks.rmtree()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t5x.console import log_ignored
+from t5x.run.console import log_ignored
 
 if typing.TYPE_CHECKING:
     from t5x.train_state import TrainState

@@ -10,7 +10,8 @@ from etils import epath
 
 from t5x import models, partitioning, train_state, utils
 from t5x import trainer as trainer_lib
-from t5x.console import console, format_count, format_seconds
+from t5x.run.console import console
+from t5x.run.progress import format_count, format_seconds
 
 _LEARNING_RATE = 1e-3
 

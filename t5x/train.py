@@ -18,12 +18,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from t5x import eval as eval_lib
-from t5x import memory, models, partitioning, preemption, train_state, utils
+from t5x import models, partitioning, train_state, utils
 from t5x import trainer as trainer_lib
-from t5x.checkpoint_directories import get_checkpoint_dir, latest_step, set_aside
-from t5x.checkpoint_reading import UnreadableCheckpointError
-from t5x.console import console, format_count, format_seconds, log_ignored
-from t5x.initialization import require_checkpoint
+from t5x.checkpoints.directories import get_checkpoint_dir, latest_step, set_aside
+from t5x.checkpoints.reading import UnreadableCheckpointError
+from t5x.checkpoints.restoring import require_checkpoint
+from t5x.run import preemption
+from t5x.run.console import console, log_ignored
+from t5x.run.progress import format_count, format_seconds
+from t5x.trainer import memory
 
 TRAIN_METRIC_KEY = "train"
 

@@ -19,7 +19,7 @@ from flax.linen import partitioning as flax_partitioning
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict
 
-from t5x.optimizers import Optimizer, OptimizerDef
+from t5x.optimizers.base import Optimizer, OptimizerDef
 
 EMPTY_DICT: FrozenDict = FrozenDict({})
 

@@ -16,28 +16,25 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import multihost_utils
 
 from t5x import partitioning, state_utils, train_state
-from t5x.checkpoints import get_local_data
-from t5x.datasets import (
-    DatasetConfig,
-    ShardedDatasetIterator,
-    get_dataset,
-    get_training_eval_datasets,
-    get_vocabulary,
-    import_module,
-    prepare_train_iter,
-    verify_matching_vocabs,
-)
-from t5x.inference import get_infer_fn
-from t5x.initialization import (
-    CheckpointConfig,
-    RestoreCheckpointConfig,
-    SaveCheckpointConfig,
+from t5x.checkpoints.configs import CheckpointConfig, RestoreCheckpointConfig, SaveCheckpointConfig
+from t5x.checkpoints.manager import get_local_data
+from t5x.checkpoints.restoring import (
     TrainStateInitializer,
     create_checkpoint_manager_and_restore,
     get_fallback_state,
     get_first_valid_restore_config_and_paths,
 )
-from t5x.schedules import create_learning_rate_scheduler
+from t5x.data.datasets import (
+    DatasetConfig,
+    get_dataset,
+    get_training_eval_datasets,
+    get_vocabulary,
+    import_module,
+    verify_matching_vocabs,
+)
+from t5x.data.iterator import ShardedDatasetIterator, prepare_train_iter
+from t5x.inference.function import get_infer_fn
+from t5x.optimizers.schedules import create_learning_rate_scheduler
 
 TensorBoardLogger = seqio.TensorBoardLogger
 

@@ -30,10 +30,10 @@ import numpy as np
 import seqio
 from absl import logging
 
-from t0x import sources
+from t0x.prompts.template import Metadata, RenderError, Template
 from t0x.rank_classification import RIGHT_ANSWERS
 from t0x.registration import Dataset, DatasetTasks, register_dataset, register_mixture
-from t0x.templates import Metadata, RenderError, Template
+from t0x.sources.openers import DATA_DIR_VARIABLE
 
 DIRECTORY_VARIABLE = "T0X_BIGBENCH_DIR"
 FILE = "task.json"
@@ -312,7 +312,7 @@ def directory() -> Path:
         FileNotFoundError: neither variable is set; says what is needed.
     """
     root = os.environ.get(DIRECTORY_VARIABLE)
-    data = os.environ.get(sources.DATA_DIR_VARIABLE)
+    data = os.environ.get(DATA_DIR_VARIABLE)
     if not root and not data:
         raise FileNotFoundError(
             f"BIG-bench's tasks are needed: copy {ORIGIN} to a folder and set "
@@ -350,7 +350,7 @@ def _mentions(file: Path, field: bytes) -> bool:
 
 def _register_all() -> None:
     tasks = {"t0_bigbench_score_eval": T0_TASKS}
-    if os.environ.get(DIRECTORY_VARIABLE) or os.environ.get(sources.DATA_DIR_VARIABLE):
+    if os.environ.get(DIRECTORY_VARIABLE) or os.environ.get(DATA_DIR_VARIABLE):
         tasks["bigbench_score_eval"] = tuple(find_tasks(directory()))
     for mixture, names in tasks.items():
         twins = [twin for name in names for twin in register(name).score_eval]

@@ -30,8 +30,9 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from t0x import sources
 from t0x.registration import Dataset
+from t0x.sources.files import Rows
+from t0x.sources.openers import local_splits, open_rows
 
 PATH = Path(__file__).with_name("datasets.csv")
 EXAMPLES_PATH = Path(__file__).with_name("examples.csv")
@@ -68,12 +69,12 @@ class Entry:
         ]
 
     def _dataset(self, subset: str | None, split_names: dict[str, str]) -> Dataset:
-        def rows(split: str) -> sources.Rows:
-            return sources.open_rows(self.name, self.subset, split_names[split], self.hub_id)
+        def rows(split: str) -> Rows:
+            return open_rows(self.name, self.subset, split_names[split], self.hub_id)
 
         sizes = {split: self.splits[name] for split, name in split_names.items()}
         # Where rows are at hand, they count: a folder may hold part of a split.
-        found = sources.local_splits(self.name, self.subset)
+        found = local_splits(self.name, self.subset)
         return Dataset(
             name=self.name,
             subset=subset,

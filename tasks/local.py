@@ -15,8 +15,8 @@ from collections.abc import Iterable
 
 import seqio
 
-from t0x import sources
 from t0x.registration import mixing_rate, register_mixture, task_info
+from t0x.sources.openers import DATA_DIR_VARIABLE, local_splits
 from t0x.tasks import p3
 from t0x.tasks.catalogue import catalogue
 
@@ -39,7 +39,7 @@ def register_local(prefix: str, datasets: Iterable[str] | None = None) -> dict[s
     Raises:
         LookupError: a dataset asked for, or any at all, has no local rows.
     """
-    keys = [key for key in catalogue() if sources.local_splits(*key)]
+    keys = [key for key in catalogue() if local_splits(*key)]
     if datasets is not None:
         wanted = list(datasets)
         if missing := sorted(set(wanted) - {name for name, _ in keys}):
@@ -50,7 +50,7 @@ def register_local(prefix: str, datasets: Iterable[str] | None = None) -> dict[s
     train, score_eval = [], []
     for key in keys:
         tasks = p3.register(*key)
-        local = sources.local_splits(*key)
+        local = local_splits(*key)
         if "train" in local:
             train.extend(task for task in tasks.all if task not in p3.EXCLUDED)
         if catalogue()[key].eval_split in local:
@@ -65,10 +65,10 @@ def register_local(prefix: str, datasets: Iterable[str] | None = None) -> dict[s
 
 
 def _hint() -> str:
-    root = os.environ.get(sources.DATA_DIR_VARIABLE)
+    root = os.environ.get(DATA_DIR_VARIABLE)
     return (
-        f"put them at ${sources.DATA_DIR_VARIABLE}/<dataset>/<subset or default>/<split>.jsonl "
-        f"({sources.DATA_DIR_VARIABLE} is {root or 'not set'})"
+        f"put them at ${DATA_DIR_VARIABLE}/<dataset>/<subset or default>/<split>.jsonl "
+        f"({DATA_DIR_VARIABLE} is {root or 'not set'})"
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import seqio
 
-from t0x import sources
+from t0x.prompts.collection import TemplateCollection, default_collection
 from t0x.registration import (
     SCORE_EVAL,
     Dataset,
@@ -24,8 +24,8 @@ from t0x.registration import (
     task_infos,
     task_name,
 )
+from t0x.sources.openers import local_splits, open_rows
 from t0x.tasks.catalogue import Entry, catalogue, published_examples
-from t0x.templates import TemplateCollection, default_collection
 
 # Prompts that mostly come out longer than 1,024 tokens; only wiki_hop's and gigaword's could be in
 # T0's mixtures at all.
@@ -145,13 +145,13 @@ def register(dataset: str, subset: str | None = None) -> DatasetTasks:
     if key in catalogue():
         _registered[key] = _register_entry(catalogue()[key], collection)
         return _registered[key]
-    splits = dict.fromkeys(sources.local_splits(dataset, subset) or UNKNOWN_SPLITS)
+    splits = dict.fromkeys(local_splits(dataset, subset) or UNKNOWN_SPLITS)
     source = Dataset(
         name=dataset,
         subset=subset,
         category="",
         splits=splits,
-        rows=lambda split: sources.open_rows(dataset, subset, split),
+        rows=lambda split: open_rows(dataset, subset, split),
         eval_split="validation" if "validation" in splits else list(splits)[-1],
     )
     _registered[key] = register_dataset(dataset, source, templates, mixtures=False)

@@ -39,7 +39,9 @@ def pytest_unconfigure():
 SERVER = """
 import importlib, json, os, runpy, sys, warnings
 warnings.filterwarnings("ignore", ".* found in sys.modules after import of package")
-for name in ("tensorflow", "seqio", "t5x.train", "t5x.eval", "t0x.score", "t0x.tasks.mini"):
+for name in (
+    "tensorflow", "seqio", "t5x.train", "t5x.eval", "t0x.evaluation.command", "t0x.tasks.mini"
+):
     importlib.import_module(name)
 for line in sys.stdin:
     command, folder, environment, output = json.loads(line)

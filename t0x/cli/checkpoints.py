@@ -18,7 +18,7 @@ def list_checkpoints(
     from rich.console import Console
     from rich.table import Table
 
-    from t0x.convert import inspection
+    from t5x.checkpoints.convert import inspection
 
     found = inspection.list_checkpoints(model_dir)
     if as_json:
@@ -54,8 +54,8 @@ def inspect_checkpoint(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show the arrays of a checkpoint: path, shape, dtype, size, digest."""
-    from t0x.convert import inspection
-    from t5x.checkpoint_directories import find_checkpoint
+    from t5x.checkpoints.convert import inspection
+    from t5x.checkpoints.directories import find_checkpoint
 
     facts = inspection.inspect_checkpoint(find_checkpoint(checkpoint), with_digests=hashes)
     if as_json:

@@ -45,8 +45,8 @@ def convert(
     """
     import numpy as np
 
-    from t0x import convert as conversion
-    from t5x.checkpoint_stores import find_format
+    from t5x.checkpoints import convert as conversion
+    from t5x.checkpoints.formats.stores import find_format
 
     *sources, destination = paths
     if not sources or (len(sources) > 1 and not average):
@@ -58,7 +58,7 @@ def convert(
     if average:
         summary = conversion.average(sources, destination, dtype=kind, track=track)
     elif find_format(sources[0]) == "huggingface":
-        from t0x.convert.pickled import PickledTensors
+        from t5x.checkpoints.convert.pickled import PickledTensors
 
         summary = conversion.import_model(
             sources[0],
@@ -85,8 +85,8 @@ def convert(
 
 
 def _require_model(path: str) -> None:
-    from t5x.checkpoint_directories import latest_step
-    from t5x.checkpoint_stores import LEGACY_FILE, find_format
+    from t5x.checkpoints.directories import latest_step
+    from t5x.checkpoints.formats.stores import LEGACY_FILE, find_format
 
     is_file_of_legacy = path.endswith(f"/{LEGACY_FILE}")
     if not is_file_of_legacy and find_format(path) is None and latest_step(path) is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from t0x.templates import Template
+    from t0x.prompts.template import Template
 
 app = typer.Typer(
     help="Prompt templates in promptsource's format.", no_args_is_help=True, rich_markup_mode="rich"
@@ -34,12 +34,12 @@ def install(
     """
     from rich.console import Console
 
-    from t0x import prompts
-    from t0x.templates import TemplateCollection, cache_directory
+    from t0x.prompts.collection import TemplateCollection, cache_directory
+    from t0x.prompts.install import ARCHIVE, install
 
     console = Console(stderr=True)
-    with console.status(f"Getting {prompts.ARCHIVE} …"):
-        directory, new = prompts.install(archive, force)
+    with console.status(f"Getting {ARCHIVE} …"):
+        directory, new = install(archive, force)
     collection = TemplateCollection([directory], cache=cache_directory() / "templates")
     count = sum(1 for _ in collection.templates())
     state = "installed in" if new else "already in"
@@ -67,8 +67,8 @@ def list_templates(
 
 
 def _entries(name: str | None) -> "list[tuple[str, str | None, Template]]":
-    from t0x.prompts import resolve
-    from t0x.templates import default_collection
+    from t0x.prompts.authoring import resolve
+    from t0x.prompts.collection import default_collection
 
     collection = default_collection()
     if name is None:
@@ -79,7 +79,7 @@ def _entries(name: str | None) -> "list[tuple[str, str | None, Template]]":
 
 
 def _record(dataset: str, subset: str | None, template: "Template") -> dict:
-    from t0x.templates import RenderError
+    from t0x.prompts.template import RenderError
 
     try:
         fixed = template.get_fixed_answer_choices_list()
@@ -132,8 +132,8 @@ def show(
     """
     from rich.console import Console
 
-    from t0x.prompts import find_template, read_rows, resolve
-    from t0x.templates import default_collection
+    from t0x.prompts.authoring import find_template, read_rows, resolve
+    from t0x.prompts.collection import default_collection
 
     collection = default_collection()
     templates = collection.get(*resolve(collection, dataset))
@@ -186,8 +186,9 @@ def render(
 
     Example: [bold]t0x prompts render ag_news --template classify --rows test.jsonl[/bold]
     """
-    from t0x.prompts import find_template, read_rows, resolve
-    from t0x.templates import RenderError, default_collection
+    from t0x.prompts.authoring import find_template, read_rows, resolve
+    from t0x.prompts.collection import default_collection
+    from t0x.prompts.template import RenderError
 
     collection = default_collection()
     chosen = find_template(collection.get(*resolve(collection, dataset)), template, dataset)
@@ -231,10 +232,10 @@ def validate(
 
     Example: [bold]t0x prompts validate prompts/my_data --rows my_data/train.jsonl[/bold]
     """
-    from t0x import prompts
+    from t0x.prompts import authoring
 
-    sample = list(islice(prompts.read_rows(rows), _ROWS_CHECKED)) if rows is not None else []
-    count, findings = prompts.validate(path, sample)
+    sample = list(islice(authoring.read_rows(rows), _ROWS_CHECKED)) if rows is not None else []
+    count, findings = authoring.validate(path, sample)
     for finding in findings:
         name = "" if finding.template is None else f"template {finding.template!r}: "
         typer.echo(f"{finding.level}: {finding.file}: {name}{finding.text}")
@@ -256,9 +257,9 @@ def new(
 
     Example: [bold]t0x prompts new my_data --rows my_data/train.jsonl[/bold]
     """
-    from t0x import prompts
+    from t0x.prompts import authoring
 
-    row = next(prompts.read_rows(rows), {}) if rows is not None else {}
-    path = prompts.create(dataset, out, list(row))
+    row = next(authoring.read_rows(rows), {}) if rows is not None else {}
+    path = authoring.create(dataset, out, list(row))
     typer.echo(f"{path} written; edit it, then `t0x prompts validate {path}`")
     typer.echo(f"export T0X_PROMPTS_DIR={out.resolve()} makes t0x find it")

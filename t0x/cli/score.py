@@ -38,11 +38,11 @@ def score(
 
     t0x score --checkpoint runs/t0_mini --data questions.jsonl --out scored.jsonl
     """
-    from t5x.console import console
+    from t5x.run.console import console
 
     if "--verbose" not in sys.argv:
         console.capture()
-    from t0x.score import score_checkpoint
+    from t0x.evaluation.command import score_checkpoint
 
     try:
         score_checkpoint(

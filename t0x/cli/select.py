@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from t0x.selection import Candidate
+    from t0x.results.selection import Candidate
 
 
 def select(
@@ -39,8 +39,8 @@ def select(
 
         t0x select --mixture t0_train_score_eval runs/t0_3b
     """
-    from t0x import selection
     from t0x.cli.tasks import import_modules, mixture_tasks, without_native_chatter
+    from t0x.results import selection
 
     with without_native_chatter():
         import_modules(module)

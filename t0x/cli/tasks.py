@@ -70,7 +70,7 @@ def import_modules(modules: list[str] | None) -> None:
     """Imports modules that register tasks; by default all of t0x's own that can be."""
     import importlib
 
-    from t0x import sources
+    from t0x.sources.openers import DATA_DIR_VARIABLE
 
     if modules and "" not in sys.path:
         sys.path.insert(0, "")  # a module of the working directory, as for `python -m t5x.train`
@@ -83,7 +83,7 @@ def import_modules(modules: list[str] | None) -> None:
                 raise
             typer.echo(f"{name} is left out: {error}", err=True)
             return
-    if not modules and os.environ.get(sources.DATA_DIR_VARIABLE):
+    if not modules and os.environ.get(DATA_DIR_VARIABLE):
         importlib.import_module("t0x.tasks.local")
 
 

@@ -4,14 +4,14 @@ Reads what evaluation leaves under `<run>/rank_classification/<step>/`; never ru
 """
 
 from t0x.report.bias import BiasMeasure, measure_bias
-from t0x.report.evidence import Example
 from t0x.report.generations import Generated, load_generations
 from t0x.report.page import write_html
 from t0x.report.published import Published, load_published
-from t0x.report.results import TaskResult, find_unfinished, load_results
 from t0x.report.summary import DatasetSummary, summarise, wilson_interval
 from t0x.report.table import print_table
 from t0x.report.writers import write_bias_csv, write_csv, write_markdown, write_prompts_csv
+from t0x.results.evidence import Example
+from t0x.results.reading import TaskResult, find_unfinished, load_results
 
 __all__ = [
     "BiasMeasure",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t0x.report.evidence import Answers
+from t0x.results.evidence import Answers
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import NamedTuple
 
-from t0x.report.evidence import Example
 from t0x.report.generations import Generated
 from t0x.report.published import Published
-from t0x.report.results import TaskResult, read_examples
 from t0x.report.summary import list_evaluations
+from t0x.results.evidence import Example
+from t0x.results.reading import TaskResult, read_examples
 
 PRONOUNS = frozenset(["he", "she", "him", "her", "his", "hers", "himself", "herself"])
 RANKED, GENERATED = "rank classification", "generated text"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t0x.report.results import FOLDER, TaskResult, run_dir_of
+from t0x.results.reading import FOLDER, TaskResult, run_dir_of
 
 FILE = re.compile(r"wino_bias_(?P<subset>type[12]_(?:pro|anti))_(?P<prompt>.+)-(?P<step>-?\d+)")
 DETERMINER = re.compile(r"^(?:the|a|an|this|that|some|his|her|their)\s+", re.IGNORECASE)

@@ -10,13 +10,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from t0x.rank_classification import NEAR_TIE
 from t0x.report.bias import PARITY, BiasMeasure, about_bias, measure_bias
 from t0x.report.charts import draw_panels
-from t0x.report.evidence import NEAR_TIE
 from t0x.report.generations import Generated
-from t0x.report.prompts import Prompt, describe_prompts
+from t0x.report.prompt_table import Prompt, describe_prompts
 from t0x.report.published import Published, compare, find_published, load_published
-from t0x.report.results import GROUPS, TaskResult
 from t0x.report.summary import (
     SKEW,
     DatasetSummary,
@@ -29,6 +28,7 @@ from t0x.report.summary import (
     summarise,
 )
 from t0x.report.table import describe_group, percent
+from t0x.results.reading import GROUPS, TaskResult
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from t0x.report.results import GROUPS, TaskResult
 from t0x.report.summary import (
     BIAS,
     DatasetSummary,
@@ -18,6 +17,7 @@ from t0x.report.summary import (
     name_step,
     summarise,
 )
+from t0x.results.reading import GROUPS, TaskResult
 
 STYLES = {"seen": "blue", "held-out prompt": "cyan", "held-out dataset": "yellow"}
 

@@ -9,7 +9,6 @@ from typing import Any
 from t0x.report.bias import BiasMeasure, about_bias, measure_bias
 from t0x.report.generations import Generated
 from t0x.report.published import Comparison, Published, compare, load_published
-from t0x.report.results import GROUPS, TaskResult
 from t0x.report.summary import (
     DatasetSummary,
     average_groups,
@@ -21,6 +20,7 @@ from t0x.report.summary import (
     wilson_interval,
 )
 from t0x.report.table import describe_group, percent
+from t0x.results.reading import GROUPS, TaskResult
 
 Labels = Mapping[tuple[str, int], str]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from t0x.launch.local import LocalProcesses
-from t5x.preemption import EXIT_CODE
+from t5x.run.preemption import EXIT_CODE
 
 pytestmark = pytest.mark.slow
 all_faults = pytest.mark.skipif(

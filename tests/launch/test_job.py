@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from t0x.launch.job import Job, read_job
-from t5x import preemption
+from t5x.run import preemption
 
 OPTIONS = {"name": "t0-3b", "gin_file": "t0_3b.gin", "model_dir": "gs://b/t0_3b"}
 

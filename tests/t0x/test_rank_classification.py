@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t0x import rank_classification, registration
+from t0x.prompts.template import Metadata, Template
 from t0x.rank_classification import Target, rank
-from t0x.templates import Metadata, Template
 
 BYTES = seqio.ByteVocabulary()
 FEATURES = {

@@ -6,7 +6,9 @@ import sys
 import gin
 import pytest
 
-from t5x import console, gin_errors, gin_utils, utils
+from t5x import gin_utils, utils
+from t5x.run import gin_errors
+from t5x.run.progress import format_count, format_seconds
 
 RUN_FILE = """
 from __gin__ import dynamic_registration
@@ -16,7 +18,7 @@ TEXT = 'from the file'
 """
 SCRIPT = """
 import sys
-from t5x.console import console
+from t5x.run.console import console
 if '--verbose' not in sys.argv:
     console.capture()
 from t5x import cli
@@ -114,12 +116,12 @@ def test_verbose_shows_the_traceback(run):
     ("value", "text"), [(950, "950"), (48_000, "48k"), (1_520_000, "1.52M"), (2.85e9, "2.85B")]
 )
 def test_counts_have_three_figures(value, text):
-    assert console.format_count(value) == text
+    assert format_count(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3723, "1:02:03")])
 def test_seconds(seconds, text):
-    assert console.format_seconds(seconds) == text
+    assert format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

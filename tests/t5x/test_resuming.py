@@ -8,7 +8,7 @@ import types
 import pytest
 
 from t5x import train, utils
-from t5x.checkpoint_reading import UnreadableCheckpointError
+from t5x.checkpoints.reading import UnreadableCheckpointError
 
 MODEL_DIR_STEPS = (8, 16, 24)
 

@@ -20,7 +20,9 @@ import seqio
 import tensorflow as tf
 
 from t5x import eval as eval_lib
-from t5x import gin_utils, infer, inference_files, partitioning, precompile, train, utils
+from t5x import gin_utils, infer, partitioning, precompile, train, utils
+from t5x.inference import files as inference_files
+from t5x.inference.files import create_task_from_tfexample_file, write_inferences_to_file
 
 TESTDATA = Path(__file__).parent / "testdata"
 DREAM = Path(__file__).parents[3] / "shared/data/hf/dream/default/train.jsonl"
@@ -62,7 +64,7 @@ def echo():
     # Gin files import the entry point from __main__.
     names = {
         **ENTRY_POINTS,
-        "create_task_from_tfexample_file": infer.create_task_from_tfexample_file,
+        "create_task_from_tfexample_file": create_task_from_tfexample_file,
     }
     vars(sys.modules["__main__"]).update(names)
     for entry_point in ENTRY_POINTS.values():
@@ -274,9 +276,7 @@ def test_rows_of_files(tmp_path, file_type):
         (tmp_path / "rows").write_text("\n".join(lines) + "\n\n")
     feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
     features = {"inputs": feature, "targets": feature}
-    name = infer.create_task_from_tfexample_file(
-        [f"{tmp_path}/ro*"], file_type, "in", None, features
-    )
+    name = create_task_from_tfexample_file([f"{tmp_path}/ro*"], file_type, "in", None, features)
     assert name.startswith("infer_")
     rows = list(seqio.get_mixture_or_task(name).get_dataset(None, "infer", shuffle=False))
     assert [row["inputs_pretokenized"].numpy().decode() for row in rows] == texts
@@ -305,7 +305,7 @@ def test_the_run_file_for_files(run, constant, tmp_path):
 def test_a_bad_line_is_named(tmp_path, text, message):
     (tmp_path / "rows").write_text(text)
     with pytest.raises(ValueError, match=message):
-        infer.create_task_from_tfexample_file([str(tmp_path / "rows")], "jsonl", "inputs", None, {})
+        create_task_from_tfexample_file([str(tmp_path / "rows")], "jsonl", "inputs", None, {})
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_what_is_written_of_the_inputs(tmp_path):
     rows = tf.data.Dataset.from_tensors({"a": [3, 4], "a_pretokenized": "text", "b": 5.0})
     vocabulary = seqio.ByteVocabulary()
     write = functools.partial(
-        infer.write_inferences_to_file,
+        write_inferences_to_file,
         str(tmp_path / "out"),
         ([[*vocabulary.encode("yes"), 1, 0]], {}),
         rows,
@@ -433,7 +433,7 @@ def test_a_run_with_other_settings_does_not_go_on(run, constant, tmp_path, monke
     monkeypatch.setitem(infer.infer.__kwdefaults__, "write_fn", write)
     with pytest.raises(OSError, match="disk full"):
         run(**settings)
-    monkeypatch.setitem(infer.infer.__kwdefaults__, "write_fn", infer.write_inferences_to_file)
+    monkeypatch.setitem(infer.infer.__kwdefaults__, "write_fn", write_inferences_to_file)
     with pytest.raises(ValueError, match="chunks made with batch_size = 8, not 16; go on with"):
         run(**settings, **{"DatasetConfig.batch_size": 16})
     run(**settings)

@@ -18,7 +18,9 @@ import pytest
 import seqio
 from absl import logging
 
-from t5x import checkpoints, console, decoding, gin_utils, initialization, partitioning, utils
+from t5x import checkpoints, decoding, gin_utils, partitioning, utils
+from t5x.checkpoints import restoring
+from t5x.run import console
 
 SURFACE = json.loads((Path(__file__).parent / "golden/surface.json").read_text())
 NAMES = [(module, name) for module, names in SURFACE.items() for name in names]
@@ -154,7 +156,7 @@ def _train_eval(**settings):
         ),
         (
             "use_orbax",
-            lambda: initialization.create_checkpoint_manager_and_restore(
+            lambda: restoring.create_checkpoint_manager_and_restore(
                 *[None] * 2, None, None, None, use_orbax=False
             ),
         ),

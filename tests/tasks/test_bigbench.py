@@ -9,7 +9,7 @@ import seqio
 from t0x import report
 from t0x.evaluation import RankEvaluator
 from t0x.registration import task_info
-from t0x.rendering import skipped_in
+from t0x.registration.skipped import skipped_in
 from t0x.results import ResultsLogger
 from t0x.tasks import bigbench
 

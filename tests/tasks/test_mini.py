@@ -11,12 +11,12 @@ import seqio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t0x.prompts.files import read_templates
 from t0x.registration import task_info
-from t0x.tasks import mini, mini_datasets, mini_held_out, mini_training, mini_vocabulary
-from t0x.tasks import mini_world as world
-from t0x.templates import read_templates
+from t0x.tasks import mini
+from t0x.tasks.mini import datasets, held_out, pieces, training, world
 
-SPECS = {spec.name: spec for spec in mini_datasets.DATASETS}
+SPECS = {spec.name: spec for spec in datasets.DATASETS}
 TRAINING = [name for name, spec in SPECS.items() if not spec.held_out]
 HELD_OUT = [name for name, spec in SPECS.items() if spec.held_out]
 # Of all rows of all datasets, in order.
@@ -45,7 +45,7 @@ def rendered():
     for name, spec in SPECS.items():
         templates = prompts(name)
         for split in spec.splits:
-            rows = mini_datasets.rows(name, split)
+            rows = datasets.rows(name, split)
             for template in templates.values():
                 texts[name, split][template.name] = [
                     (*template.apply(row), template.get_answer_choices_list(row)) for row in rows
@@ -64,7 +64,7 @@ def test_there_are_eight_datasets_to_train_on_and_four_held_out():
 
 def test_rows_are_the_same_everywhere():
     everything = [
-        mini_datasets.rows(name, split) for name, spec in SPECS.items() for split in spec.splits
+        datasets.rows(name, split) for name, spec in SPECS.items() for split in spec.splits
     ]
     assert hashlib.sha256(json.dumps(everything).encode()).hexdigest() == DIGEST
 
@@ -74,7 +74,7 @@ def test_splits_have_their_size_and_share_nothing(name):
     spec = SPECS[name]
     keys = {}
     for split, size in spec.splits.items():
-        rows = mini_datasets.rows(name, split)
+        rows = datasets.rows(name, split)
         assert len(rows) == size
         assert len({json.dumps(row, sort_keys=True) for row in rows}) == size
         keys[split] = {tuple(row[field] for field in spec.split_fields) for row in rows}
@@ -83,7 +83,7 @@ def test_splits_have_their_size_and_share_nothing(name):
 
 def test_held_out_rows_are_in_no_training_row():
     def texts(name, split):
-        for row in mini_datasets.rows(name, split):
+        for row in datasets.rows(name, split):
             yield tuple(row[field] for field in SPECS[name].split_fields)
 
     trained = {text for name in TRAINING for text in texts(name, "train")}
@@ -187,10 +187,10 @@ def test_committed_vocabulary_is_what_the_rows_and_prompts_give(rendered):
         for place, by_template in rendered.items()
     }
     for (name, split), prompted in texts.items():
-        own = mini_vocabulary.prompted_texts(SPECS[name], split)
+        own = pieces.prompted_texts(SPECS[name], split)
         assert list(itertools.islice(own, 20)) == prompted[:20]
     everything = itertools.chain.from_iterable(texts.values())
-    assert mini_vocabulary.build(everything) == mini.VOCABULARY.read_bytes()
+    assert pieces.build(everything) == mini.VOCABULARY.read_bytes()
 
 
 def test_examples_are_short(rendered):
@@ -230,15 +230,15 @@ def test_mixtures_hold_the_right_tasks_at_the_right_rates():
 def test_score_eval_task_gives_every_choice_of_every_row():
     task = seqio.get_mixture_or_task("mini_endings_go_on_score_eval")
     examples = list(task.get_dataset(None, "validation", shuffle=False).as_numpy_iterator())
-    assert len(examples) == 4 * mini_datasets.VALIDATION_ROWS
+    assert len(examples) == 4 * datasets.VALIDATION_ROWS
     assert sum(bool(example["is_correct"]) for example in examples) * 4 == len(examples)
 
 
 def test_unknown_names_are_one_line():
     with pytest.raises(LookupError, match=r"^'?Mini-P3 has no dataset 'novels'; it has reviews"):
-        mini_datasets.rows("novels", "train")
+        datasets.rows("novels", "train")
     with pytest.raises(LookupError, match=r"mini/news has no split 'test'"):
-        mini_datasets.rows("news", "test")
+        datasets.rows("news", "test")
 
 
 # What rows say is true of the world -----------------------------------------------------------
@@ -268,7 +268,7 @@ def meaning(sentence):
 @settings(deadline=None, max_examples=200)
 @given(generators, st.integers(0, 1))
 def test_paraphrases_mean_the_same_and_others_do_not(rng, label):
-    row = mini_training.draw_pair(rng, label)
+    row = training.draw_pair(rng, label)
     # Where there are two sentences, the first says nothing of what happened.
     first, second = (meaning(row[field].split(". ")[-1]) for field in ("sentence1", "sentence2"))
     assert first
@@ -280,7 +280,7 @@ def test_paraphrases_mean_the_same_and_others_do_not(rng, label):
 @settings(deadline=None, max_examples=200)
 @given(generators, st.integers(0, 1))
 def test_a_hypothesis_is_told_by_the_premise_or_is_not(rng, label):
-    row = mini_held_out.draw_entailment(rng, label)
+    row = held_out.draw_entailment(rng, label)
     told = [meaning(sentence.strip()) for sentence in row["premise"].split(".")]
     claimed = meaning(row["hypothesis"])
     assert claimed
@@ -290,7 +290,7 @@ def test_a_hypothesis_is_told_by_the_premise_or_is_not(rng, label):
 @settings(deadline=None, max_examples=60)
 @given(generators, st.integers(0, 1))
 def test_story_answers_are_spans_of_the_context(rng, label):
-    row = mini_training.draw_story(rng, label)
+    row = training.draw_story(rng, label)
     assert row["answer"] in row["candidates"]
     for candidate in row["candidates"]:
         assert candidate in row["context"]
@@ -299,7 +299,7 @@ def test_story_answers_are_spans_of_the_context(rng, label):
 @settings(deadline=None, max_examples=60)
 @given(generators, st.integers(0, 1))
 def test_a_pronoun_fits_one_person_only(rng, label):
-    row = mini_held_out.draw_pronoun(rng, label)
+    row = held_out.draw_pronoun(rng, label)
     fits = [world.pronoun(row[option]) == row["pronoun"] for option in ("option1", "option2")]
     assert fits == [row["answer"] == "1", row["answer"] == "2"]
 
@@ -307,10 +307,10 @@ def test_a_pronoun_fits_one_person_only(rng, label):
 @settings(deadline=None, max_examples=60)
 @given(generators, st.integers(0, 3))
 def test_verdicts_tell_right_candidates(rng, label):
-    fact = mini_training.draw_fact(rng, label)
+    fact = training.draw_fact(rng, label)
     assert (fact["candidate"] == fact["answer"]) == bool(fact["verdict"])
     assert fact["choices"][label] == fact["answer"]
-    dilemma = mini_training.draw_dilemma(rng, label % 3)
+    dilemma = training.draw_dilemma(rng, label % 3)
     right = dilemma["options"][dilemma["label"]]
     assert (dilemma["candidate"] == right) == bool(dilemma["verdict"])
 
@@ -318,7 +318,7 @@ def test_verdicts_tell_right_candidates(rng, label):
 @settings(deadline=None, max_examples=60)
 @given(generators, st.integers(0, 3))
 def test_only_the_right_ending_follows_from_the_state(rng, label):
-    row = mini_held_out.draw_ending(rng, label)
+    row = held_out.draw_ending(rng, label)
     endings = [ending.rstrip(".") for ending in row["endings"]]
     told = row["context"]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from t0x.prompts.collection import TemplateCollection, default_collection, install_directory
 from t0x.tasks.catalogue import PATH as CATALOGUE
 from t0x.tasks.catalogue import catalogue, published_examples
-from t0x.templates import TemplateCollection, default_collection, install_directory
 
 FACTS = Path(__file__).parents[3] / "shared" / "facts"
 

@@ -11,8 +11,8 @@ import t0x
 from t0x import report
 from t0x.report.bias import is_minimal_pair, measure_parity
 from t0x.report.generations import names_referent
-from t0x.report.results import read_examples
 from t0x.report.summary import average_groups
+from t0x.results.reading import read_examples
 
 PAIRS = [
     # (sentence with he, sentence with she, predictions): the first two pairs are predicted alike.

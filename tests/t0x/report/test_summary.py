@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from t0x import report
 from t0x.report.agreement import fleiss_kappa, measure_agreement, translate
-from t0x.report.evidence import Answers, softmax
 from t0x.report.summary import average_groups, find_skew, label_evaluations, share_labels
+from t0x.results.evidence import Answers, softmax
 
 
 def test_groups_follow_seen_then_held_out_prompts_then_held_out_datasets(run):

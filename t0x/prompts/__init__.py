@@ -1,0 +1,5 @@
+"""Prompt templates in promptsource's format: reading, rendering, finding, writing them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

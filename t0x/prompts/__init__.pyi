@@ -1,0 +1,17 @@
+from .authoring import create as create
+from .authoring import find_template as find_template
+from .authoring import read_rows as read_rows
+from .authoring import resolve as resolve
+from .authoring import validate as validate
+from .collection import TemplateCollection as TemplateCollection
+from .collection import cache_directory as cache_directory
+from .collection import default_collection as default_collection
+from .collection import install_directory as install_directory
+from .files import by_name as by_name
+from .files import parse_templates as parse_templates
+from .files import read_templates as read_templates
+from .template import FILE_NAME as FILE_NAME
+from .template import SEPARATOR as SEPARATOR
+from .template import Metadata as Metadata
+from .template import RenderError as RenderError
+from .template import Template as Template

@@ -1,0 +1,211 @@
+"""Prompt collections on disk: installing promptsource's, checking files, starting a new one.
+
+promptsource 0.2.3 is on PyPI as a source archive only, for Python < 3.10, so it cannot be a
+requirement. `install` downloads that archive by package name, checks its digest and unpacks the
+YAML files; none of its code is run.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from t0x.prompts.collection import TemplateCollection
+from t0x.prompts.files import parse_templates
+from t0x.prompts.template import FILE_NAME, SEPARATOR, RenderError, Template
+
+_ROWS_LOOKED_AT = 200
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file. Raises FileNotFoundError; ValueError naming file and line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--rows {path}: no such file")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: not a JSON object")
+            yield row
+
+
+def resolve(collection: TemplateCollection, name: str) -> tuple[str, str | None]:
+    """(dataset, subset) of DATASET[/SUBSET], where datasets may hold a slash themselves."""
+    known = set(collection.datasets())
+    dataset, _, subset = name.rpartition("/")
+    if (name, None) in known or not dataset:
+        return name, None
+    return dataset, subset
+
+
+def find_template(templates: Mapping[str, Template], name: str, dataset: str) -> Template:
+    """The template of that name. Raises LookupError listing the names there are."""
+    if name not in templates:
+        raise LookupError(f"{dataset} has no template {name!r}; it has: {', '.join(templates)}")
+    return templates[name]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with a template file; errors fail the check, warnings do not."""
+
+    level: str
+    file: Path
+    template: str | None
+    text: str
+
+
+def validate(path: Path, rows: Sequence[Mapping[str, Any]] = ()) -> tuple[int, list[Finding]]:
+    """Checks a template file, or all below a folder, on given rows too.
+
+    Returns:
+        The number of templates read, and what is wrong.
+
+    Raises:
+        FileNotFoundError: there is no template file.
+    """
+    files = sorted(path.rglob(FILE_NAME)) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"no {FILE_NAME} at {path}")
+    count, findings = 0, []
+    for file in files:
+        try:
+            templates = parse_templates(file.read_bytes(), str(file))
+        except ValueError as error:
+            findings.append(Finding("error", file, None, str(error).removeprefix(f"{file}: ")))
+            continue
+        count += len(templates)
+        names = [template.name for template in templates]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            findings.append(Finding("error", file, name, "another template has this name"))
+        for template in templates:
+            for level, text in _check(template, rows):
+                findings.append(Finding(level, file, template.name, text))
+    return count, findings
+
+
+def _check(template: Template, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    if (problem := template.problem()) is not None:
+        yield "error", problem
+        return
+    separators = template.jinja.count(SEPARATOR)
+    if separators == 0 and template.answer_choices is not None:
+        yield "error", f"answer choices but no target: {SEPARATOR} is missing"
+    elif separators == 0:
+        yield "error", f"no {SEPARATOR} between input and target"
+    elif separators > 1 and not rows:
+        yield "warning", f"{separators} times {SEPARATOR}; give rows to see what they render to"
+    if rows:
+        yield from _check_rows(template, rows)
+
+
+def _check_rows(template: Template, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    present = set().union(*(row.keys() for row in rows))
+    if missing := sorted(template.fields() - present):
+        yield "error", f"no row has the field {', '.join(missing)}"
+    counts: dict[tuple[str, str], list[int]] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            parts, choices = template.apply(row), template.get_answer_choices_list(row)
+        except RenderError as error:
+            text = str(error).removeprefix(f"template {template.name!r}: ")
+            counts.setdefault(("error", f"does not render: {text}"), []).append(number)
+            continue
+        if (problem := _row_problem(template, parts, choices)) is not None:
+            counts.setdefault(problem, []).append(number)
+    for (level, text), numbers in counts.items():
+        yield level, f"{text} ({len(numbers)} of {len(rows)} rows, first row {numbers[0]})"
+
+
+def _row_problem(
+    template: Template, parts: list[str], choices: list[str] | None
+) -> tuple[str, str] | None:
+    if parts == [""]:
+        return "warning", "renders to nothing"  # how a template leaves a row out
+    if len(parts) != 2:
+        return "error", f"renders to {len(parts)} parts, not input {SEPARATOR} target"
+    if not all(parts):
+        return "warning", f"the {'target' if parts[0] else 'input'} is empty"
+    if choices is not None and parts[1] not in choices:
+        level = "error" if "Accuracy" in template.metadata.metrics else "warning"
+        return level, "the target is none of the answer choices"
+    return None
+
+
+def scaffold(dataset: str, fields: Sequence[str]) -> str:
+    """Text of a template file with one open and one multiple-choice prompt over `fields`.
+
+    The last field is taken for the label, the others for the input.
+    """
+    name, _, subset = dataset.partition("/")
+    *inputs, label = fields or ("text", "label")
+    body = "\n".join(f"{field}: {{{{ {field} }}}}" for field in inputs) or "Describe the task."
+    choice = f"{{{{ answer_choices[{label}] }}}}"
+    entries = [
+        _entry("question", f"{body}\nWhat is the {label}? |||\n{{{{ {label} }}}}", None),
+        _entry(
+            "choices",
+            f"{body}\nIs it {{{{ answer_choices | join(' or ') }}}}? |||\n{choice}",
+            f"no {SEPARATOR} yes",
+        ),
+    ]
+    document = {"dataset": name, **({"subset": subset} if subset else {})}
+    document["templates"] = {entry.fields["id"]: entry for entry in entries}
+    return yaml.dump(document, Dumper=_Dumper, allow_unicode=True, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    tag: str
+    fields: dict[str, Any]
+
+
+def _entry(name: str, jinja: str, answer_choices: str | None) -> _Entry:
+    metadata = {
+        "original_task": True,
+        "choices_in_prompt": answer_choices is not None,
+        "metrics": ["Accuracy"],
+        "languages": ["en"],
+    }
+    fields = {"name": name, "jinja": jinja, "answer_choices": answer_choices, "reference": ""}
+    fields |= {"id": str(uuid.uuid4()), "metadata": _Entry("!TemplateMetadata", metadata)}
+    return _Entry("!Template", fields)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes templates with promptsource's tags and texts over several lines as they are."""
+
+
+def _represent_entry(dumper: _Dumper, entry: _Entry) -> yaml.Node:
+    return dumper.represent_mapping(entry.tag, entry.fields)
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(_Entry, _represent_entry)
+_Dumper.add_representer(str, _represent_text)
+
+
+def create(dataset: str, directory: Path, fields: Sequence[str] = ()) -> Path:
+    """Writes <directory>/<dataset>/templates.yaml. Raises FileExistsError, ValueError."""
+    if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+){0,2}", dataset) or ".." in dataset.split("/"):
+        raise ValueError(f"{dataset!r} is no dataset name; expected DATASET or DATASET/SUBSET")
+    path = directory / dataset / FILE_NAME
+    if path.exists():
+        raise FileExistsError(f"{path} exists; add your prompt to it by hand")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(scaffold(dataset, fields), encoding="utf-8")
+    return path

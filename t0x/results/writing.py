@@ -1,0 +1,210 @@
+"""Writes what rank classification found, task by task, where `t0x report` reads it.
+
+Under `<log_dir>/rank_classification/<step>/` each task has two files:
+
+`<task>.jsonl`, one line a row: {"idx", "inputs", "choices", "scores", "prediction", "label"}; idx
+is the row's number in its split, prediction and label are positions among the choices.
+
+`<task>.json`, written last, so that its presence says the task is complete: {"task", "dataset",
+"subset", "template", "category", "seen", "examples", "accuracy" (0 to 1), "chance" (0 to 1),
+"skipped" ({reason: rows}), "near_ties", "step", "split"}. From the packed evaluator also
+{"inputs_cut", "choices_cut", "encoded_again"} (counts) and "fingerprint": of the checkpoint, of the
+task's content and of the lines file. A restart trusts the scores only where all three still hold.
+
+`<log_dir>/rank_classification/<mixture>-<step>.json` sums up a whole evaluation, once all is done.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from t0x import rank_classification
+from t0x.registration.registry import SCORE_EVAL, task_info, task_infos
+from t0x.registration.skipped import skipped_in
+
+FOLDER = "rank_classification"
+CUT_OFF = "not all choices were scored"
+NO_STEP = -1
+
+
+@gin.configurable(module="t0x.results")
+class ResultsLogger(seqio.Logger):
+    """For `seqio.Evaluator.logger_cls`; passes over tasks other than rank classification.
+
+    Args:
+        output_dir: where the folder `rank_classification` goes; local or any path of tf.io.gfile.
+        train_mixture: mixture trained on. Given, it decides what is "seen": a task whose prompt is
+            in it; "held-out prompt": another prompt of a dataset in it. Not given, the
+            registration's word stands.
+    """
+
+    def __init__(self, output_dir: str, train_mixture: str | None = None) -> None:
+        super().__init__(output_dir)
+        self._train_mixture = train_mixture
+
+    def __call__(
+        self,
+        task_name: str,
+        step: int | None,
+        metrics: Mapping[str, Any],
+        dataset: tf.data.Dataset,
+        inferences: Mapping[str, Sequence[Any]],
+        targets: Sequence[Any],
+    ) -> None:
+        """Writes both files of a task; see `seqio.Logger`."""
+        if task_name not in task_infos() or not task_info(task_name).score_eval:
+            return
+        ranked = rank_classification.rankings(targets, inferences["score"])
+        inputs, split = _inputs_by_row(dataset)
+        self.write(task_name, step, ranked, inputs, split)
+
+    def write(
+        self,
+        task_name: str,
+        step: int | None,
+        ranked: Sequence[rank_classification.Ranking],
+        inputs: Mapping[int, str],
+        split: str,
+        details: Mapping[str, Any] | None = None,
+        fingerprint: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes both files of a task, each whole or not at all; leaves alone what is there.
+
+        Args:
+            ranked: the rows that have all their scores.
+            inputs: what the model was given, by row; rows that are not in `ranked` are counted.
+            split: the dataset's own name of the split.
+            details: further counts for the summary.
+            fingerprint: of "checkpoint" and "task", see `read_scores`.
+        """
+        lines = "".join(_line(ranking, inputs[ranking.row]) for ranking in ranked).encode("utf-8")
+        summary = self._summary(task_name, ranked, len(inputs) - len(ranked), split)
+        summary |= {"step": _step(step), "split": split, **(details or {})}
+        if fingerprint:
+            summary["fingerprint"] = {**fingerprint, "lines": hashlib.sha256(lines).hexdigest()}
+        lines_file, summary_file = self._files(task_name, step)
+        tf.io.gfile.makedirs(os.path.dirname(lines_file))
+        if tf.io.gfile.exists(summary_file) and not _holds(lines_file, lines):
+            # It speaks of other lines.
+            tf.io.gfile.remove(summary_file)
+        _write(lines_file, lines)
+        _write(summary_file, (json.dumps(summary, ensure_ascii=False) + "\n").encode("utf-8"))
+
+    def read_scores(
+        self, task_name: str, step: int | None, fingerprint: Mapping[str, str]
+    ) -> list[list[float]] | None:
+        """Scores of every row of a task that is complete; None where it must be scored (again).
+
+        Args:
+            fingerprint: what "checkpoint" and "task" are now. Results of another checkpoint, of
+                other rows or another prompt, and torn ones, are not trusted.
+        """
+        lines_file, summary_file = self._files(task_name, step)
+        if not (tf.io.gfile.exists(lines_file) and tf.io.gfile.exists(summary_file)):
+            return None
+        lines = _read(lines_file)
+        try:
+            stored = json.loads(_read(summary_file)).get("fingerprint")
+        except (ValueError, AttributeError):  # torn
+            return None
+        if stored != {**fingerprint, "lines": hashlib.sha256(lines).hexdigest()}:
+            return None
+        return [json.loads(line)["scores"] for line in lines.decode("utf-8").splitlines()]
+
+    def write_overview(self, name: str, step: int | None, overview: Mapping[str, Any]) -> None:
+        """Writes the file that sums up a whole evaluation of the mixture of that name."""
+        path = os.path.join(self.output_dir, FOLDER, f"{name}-{_step(step)}.json")
+        _write(path, (json.dumps(overview, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+
+    def _files(self, task_name: str, step: int | None) -> tuple[str, str]:
+        folder = os.path.join(self.output_dir, FOLDER, str(_step(step)))
+        return os.path.join(folder, f"{task_name}.jsonl"), os.path.join(folder, f"{task_name}.json")
+
+    def _summary(
+        self,
+        task_name: str,
+        ranked: Sequence[rank_classification.Ranking],
+        cut_off: int,
+        split: str,
+    ) -> dict[str, Any]:
+        info = task_info(task_name)
+        skipped = skipped_in(task_name, split)
+        if cut_off:
+            skipped[CUT_OFF] = cut_off
+        return {
+            "task": task_name,
+            "dataset": info.dataset.name,
+            "subset": info.dataset.subset,
+            "template": info.template.name,
+            "category": info.dataset.category,
+            "seen": self._seen(task_name),
+            "examples": len(ranked),
+            "accuracy": sum(r.prediction == r.label for r in ranked) / len(ranked),
+            "chance": rank_classification.chance(ranked),
+            "skipped": skipped,
+            "near_ties": rank_classification.near_ties(ranked),
+        }
+
+    def _seen(self, task_name: str) -> str:
+        info = task_info(task_name)
+        if self._train_mixture is None:
+            return info.seen
+        trained = {task.name for task in seqio.MixtureRegistry.get(self._train_mixture).tasks}
+        if task_name.removesuffix(SCORE_EVAL) in trained:
+            return "seen"
+        infos = task_infos()
+        datasets = {infos[name].dataset.label for name in trained if name in infos}
+        return "held-out prompt" if info.dataset.label in datasets else "held-out dataset"
+
+
+def _inputs_by_row(dataset: tf.data.Dataset) -> tuple[dict[int, str], str]:
+    inputs: dict[int, str] = {}
+    split = ""
+    for example in tfds.as_numpy(dataset):
+        row = int(example["idx"][0])
+        if row not in inputs:
+            inputs[row] = example["inputs_pretokenized"].decode("utf-8")
+            split = example["split"].decode("utf-8")
+    return inputs, split
+
+
+def _line(ranking: rank_classification.Ranking, inputs: str) -> str:
+    record = {
+        "idx": ranking.row,
+        "inputs": inputs,
+        "choices": list(ranking.choices),
+        "scores": list(ranking.scores),
+        "prediction": ranking.prediction,
+        "label": ranking.label,
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _step(step: int | None) -> int:
+    return NO_STEP if step is None else int(step)
+
+
+def _read(path: str) -> bytes:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def _holds(path: str, contents: bytes) -> bool:
+    return tf.io.gfile.exists(path) and _read(path) == contents
+
+
+def _write(path: str, contents: bytes) -> None:
+    if _holds(path, contents):
+        return
+    partial = f"{path}.partial"
+    with tf.io.gfile.GFile(partial, "wb") as file:
+        file.write(contents)
+    # A reader sees the whole file or none.
+    tf.io.gfile.rename(partial, path, overwrite=True)

@@ -1,0 +1,130 @@
+"""From Hugging Face's layout to a checkpoint: MODEL_DIR/checkpoint_N with MODEL_DIR/config.gin."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5x.checkpoints.convert.settings import write_gin
+from t5x.checkpoints.convert.summary import Summary, Track, no_progress
+from t5x.checkpoints.formats.huggingface import HuggingFaceArrays
+from t5x.checkpoints.formats.orbax import CheckpointWriter
+from t5x.checkpoints.formats.storage import is_url
+
+# Beside the checkpoints, so that exporting gives them back.
+KEPT_DIRECTORY = "huggingface"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
+_KEPT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+# T5X's param_scan_axis.
+SCAN_AXIS = 1
+
+
+def import_model(
+    source: str,
+    destination: str,
+    *,
+    step: int = 0,
+    dtype: np.dtype | None = None,
+    scanned: bool = False,
+    open_pickled: Callable[..., Any] | None = None,
+    track: Track = no_progress,
+) -> Summary:
+    """Writes the parameters of a Hugging Face directory as a checkpoint.
+
+    Args:
+      source: the directory or its URL.
+      destination: MODEL_DIR, or MODEL_DIR/checkpoint_N.
+      step: N, where `destination` does not say it.
+      dtype: of the parameters; as they are if None.
+      scanned: stack the layers of encoder and decoder, as scanned models keep them.
+      open_pickled: opens pickled weights; None refuses them.
+      track: shows progress over the arrays.
+
+    Raises:
+      FileExistsError: there is such a checkpoint.
+      ValueError: `source` holds no T5 v1.1 model.
+    """
+    contents = HuggingFaceArrays(source, open_pickled)
+    if match := re.fullmatch(r"(?:(.*)/)?checkpoint_(\d+)", destination.rstrip("/")):
+        model_dir, step = match[1] or ".", int(match[2])
+    else:
+        model_dir = destination.rstrip("/")
+    path = os.path.join(model_dir, f"checkpoint_{step}")
+    writer = CheckpointWriter(path)
+    try:
+        total = _write(contents, writer, step, dtype, scanned, track)
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    notes = []
+    if is_url(model_dir):
+        notes.append("config.gin and tokenizer are written to local directories only")
+    else:
+        notes += _write_settings(contents, source, Path(model_dir))
+    return Summary(path, total, len(contents.arrays) - 1, notes)
+
+
+def _write(
+    contents: HuggingFaceArrays,
+    writer: CheckpointWriter,
+    step: int,
+    dtype: np.dtype | None,
+    scanned: bool,
+    track: Track,
+) -> int:
+    """Writes all arrays; returns how many parameters they have."""
+    layers: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for path in contents.arrays:
+        if path[0] == "target":
+            match = _LAYER.fullmatch("/".join(path[1:])) if scanned else None
+            name = f"{match[1]}/{match[1]}/{match[3]}" if match else "/".join(path[1:])
+            layers.setdefault(("target", *name.split("/")), []).append(path)
+    for path, parts in layers.items():
+        first = contents.arrays[parts[0]]
+        shape, axis = first.shape, None
+        if path != parts[0]:
+            axis = SCAN_AXIS
+            shape = (*shape[:axis], len(parts), *shape[axis:])
+        writer.create(path, shape, dtype or first.dtype, single_axis=axis)
+    writer.create(("state", "step"), (), np.dtype(np.int32))
+    writer.write(("state", "step"), np.asarray(step))
+    moves = [(path, parts, i) for path, parts in layers.items() for i in range(len(parts))]
+    total = 0
+    for path, parts, i in track(moves):
+        values = contents.read(parts[i])
+        total += values.size
+        is_stacked = path != parts[i]
+        writer.write(path, values, (slice(None),) * SCAN_AXIS + (i,) if is_stacked else ())
+        del values  # before the next one is read
+    return total
+
+
+def _write_settings(contents: HuggingFaceArrays, source: str, model_dir: Path) -> list[str]:
+    """Writes config.gin and keeps the directory's small files; returns what to tell the user."""
+    kept = model_dir / KEPT_DIRECTORY
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in _KEPT_FILES:
+        content = contents.directory.read(name)
+        if content is not None:
+            (kept / name).write_bytes(content)
+    vocabulary = kept / "spiece.model"
+    notes = []
+    if not vocabulary.exists():
+        vocabulary = None
+        notes.append(
+            f"{source} has no spiece.model: config.gin has T5's own vocabulary, which is right for "
+            "T0, T5 v1.1, T5-LM-adapt and FLAN-T5"
+        )
+    write_gin(model_dir / "config.gin", contents.size, contents.config, source, vocabulary)
+    return notes

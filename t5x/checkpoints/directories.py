@@ -1,0 +1,143 @@
+"""Where checkpoints lie: MODEL_DIR/checkpoint_N, each complete once it bears that name.
+
+Hugging Face directories and checkpoints that are read over http are named themselves.
+"""
+
+import os
+import re
+
+import gin
+import orbax.checkpoint as ocp
+from etils import epath
+
+from t5x.checkpoints.formats.storage import is_url
+from t5x.checkpoints.formats.stores import COMMIT_FILE, LEGACY_FILE, find_format
+
+DATASET_ITEM = "dataset"
+_UNLISTABLE = ("http://", "https://")
+# What Orbax adds to the name of what is not complete.
+_TEMPORARY = ".orbax-checkpoint-tmp"
+
+
+def absolute(path: epath.PathLike) -> str:
+    """Returns a local path from the root, as Orbax wants it; others (gs://…) as they are."""
+    text = os.fspath(path)
+    return text.rstrip("/") if is_url(text) else os.path.abspath(text)
+
+
+@gin.configurable(module="t5x.checkpoints")
+def get_checkpoint_prefix(prefix: str = "checkpoint") -> str:
+    """Returns what the names of checkpoint directories begin with."""
+    return prefix
+
+
+def get_checkpoint_dir(
+    checkpoints_dir: epath.PathLike, step: int, step_format_fixed_length: int | None = None
+) -> str:
+    """Returns the directory of the checkpoint of a step."""
+    width = step_format_fixed_length or 0
+    return os.path.join(checkpoints_dir, f"{get_checkpoint_prefix()}_{step:0{width}d}")
+
+
+def get_step_from_checkpoint_dir(checkpoints_dir: str) -> tuple[str, int]:
+    """Splits MODEL_DIR/checkpoint_N into MODEL_DIR and N.
+
+    Raises:
+      ValueError: the last part of the path is not of that form.
+    """
+    parent, name = os.path.split(os.fspath(checkpoints_dir).rstrip("/"))
+    match = re.fullmatch(rf"{re.escape(get_checkpoint_prefix())}_(\d+)", name)
+    if match is None:
+        raise ValueError(f"{checkpoints_dir} is not a checkpoint: its name is not checkpoint_STEP")
+    return parent, int(match[1])
+
+
+def _is_complete(checkpoint: epath.Path) -> bool:
+    # On object stores a directory bears its final name from the start, and a marker completes it.
+    return (checkpoint / LEGACY_FILE).exists() or ocp.utils.is_checkpoint_finalized(checkpoint)
+
+
+def all_steps(checkpoints_dir: epath.PathLike) -> list[int]:
+    """Returns the steps of the complete checkpoints in a directory, in ascending order."""
+    if os.fspath(checkpoints_dir).startswith(_UNLISTABLE):
+        return []
+    directory = epath.Path(checkpoints_dir)
+    if not directory.is_dir():
+        return []
+    pattern = re.compile(rf"{re.escape(get_checkpoint_prefix())}_(\d+)")
+    matches = ((pattern.fullmatch(path.name), path) for path in directory.iterdir())
+    return sorted(int(match[1]) for match, path in matches if match and _is_complete(path))
+
+
+def latest_step(checkpoints_dir: epath.PathLike) -> int | None:
+    """Returns the last step with a complete checkpoint, or None."""
+    return max(all_steps(checkpoints_dir), default=None)
+
+
+def all_dataset_checkpoint_steps(checkpoints_dir: epath.PathLike) -> list[int]:
+    """Returns the steps whose checkpoints hold the state of the dataset iterator."""
+    return [
+        step
+        for step in all_steps(checkpoints_dir)
+        if (epath.Path(get_checkpoint_dir(checkpoints_dir, step)) / DATASET_ITEM).is_dir()
+    ]
+
+
+def remove_checkpoint(checkpoint: epath.PathLike) -> None:
+    """Removes a checkpoint; one whose removal is interrupted no longer counts as a checkpoint."""
+    path = epath.Path(checkpoint)
+    if is_url(checkpoint):
+        (path / COMMIT_FILE).unlink(missing_ok=True)
+    else:
+        path = path.rename(path.parent / f"{path.name}{_TEMPORARY}-removed")
+    path.rmtree()
+
+
+def remove_incomplete(checkpoints_dir: epath.PathLike) -> None:
+    """Removes what was left of checkpoints that were not written, or not removed, to the end."""
+    name = rf"{re.escape(get_checkpoint_prefix())}_\d+"
+    half = name if is_url(checkpoints_dir) else rf"{name}{re.escape(_TEMPORARY)}.*"
+    for path in epath.Path(checkpoints_dir).iterdir():
+        if re.fullmatch(half, path.name) and not _is_complete(path):
+            path.rmtree()
+
+
+def set_aside(checkpoint: epath.PathLike) -> epath.Path:
+    """Renames a checkpoint that cannot be read, so that its step can be saved again."""
+    path = epath.Path(checkpoint)
+    aside = path.parent / f"{path.name}.unreadable"
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.parent / f"{path.name}.unreadable{number}"
+    return path.rename(aside)
+
+
+def find_checkpoint(path: epath.PathLike, step: int | None = None) -> str:
+    """Returns the directory of a complete checkpoint.
+
+    Args:
+      path: MODEL_DIR, MODEL_DIR/checkpoint_N, the file `checkpoint` in the latter that T5X's own
+        format has, or a Hugging Face directory.
+      step: which step of MODEL_DIR; the latest if None.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint; the message lists those that there are.
+    """
+    path = os.fspath(path).rstrip("/")
+    if os.path.basename(path) == LEGACY_FILE and step is None:
+        path = os.path.dirname(path)
+    if step is None and find_format(path):
+        return path
+    step = latest_step(path) if step is None else step
+    checkpoint = path if step is None else get_checkpoint_dir(path, step)
+    if find_format(checkpoint):
+        return checkpoint
+    is_directory = step is None and not is_url(path) and os.path.isdir(path)
+    directory = path if is_directory else os.path.dirname(checkpoint)
+    steps = all_steps(directory)
+    present = f"has steps {', '.join(map(str, steps))}" if steps else "has no checkpoints"
+    raise FileNotFoundError(
+        f"no checkpoint at {checkpoint}: {directory} {present}; set RestoreCheckpointConfig.path "
+        "to MODEL_DIR/checkpoint_STEP, or to MODEL_DIR with mode 'latest'"
+    )

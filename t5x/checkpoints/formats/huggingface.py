@@ -1,0 +1,320 @@
+"""T5 v1.1 models in Hugging Face's layout: the names, shapes and settings of our parameters there.
+
+Facts from transformers' T5ForConditionalGeneration. Linear weights are (out, in) there and (in,
+out) here. T0, T5-LM-adapt, FLAN-T5, mT5 and ByT5 have this layout; T5 v1.0 and UMT5 do not.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x.checkpoints.formats.safetensors import INDEX_FILE, SINGLE_FILE, TensorFiles
+from t5x.checkpoints.formats.storage import Directory
+from t5x.checkpoints.layouts import StoredArray
+
+CONFIG_FILE = "config.json"
+PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+EMBEDDING, LOGITS = "shared.weight", "lm_head.weight"
+# The embedding again, as older versions wrote it.
+DUPLICATES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Held by files of old versions and by no model: cross-attention has no relative positions.
+OBSOLETE = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+BUCKETS, MAX_DISTANCE = 32, 128
+_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """The shape of a T5 v1.1 model, named as in `network.T5Config`."""
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A parameter of ours in their layout.
+
+    Attributes:
+      name: theirs.
+      shape: ours.
+      transposed: whether theirs has the axes the other way round.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool
+
+    @property
+    def their_shape(self) -> tuple[int, ...]:
+        return self.shape[::-1] if self.transposed else self.shape
+
+
+def read_config(directory: Directory) -> dict[str, Any]:
+    """Returns config.json.
+
+    Raises:
+      ValueError: it is not there, or is no JSON object.
+    """
+    text = directory.read(CONFIG_FILE)
+    try:
+        config = json.loads(text or b"")
+    except ValueError as error:
+        raise ValueError(f"{directory}/{CONFIG_FILE} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{directory}/{CONFIG_FILE} is not a JSON object")
+    return config
+
+
+def model_size(config: Mapping[str, Any], where: str) -> ModelSize:
+    """Returns the shape of the model that a config.json describes.
+
+    Args:
+      config: its content.
+      where: its path, for messages.
+
+    Raises:
+      ValueError: it is no T5 v1.1 model; the message says what it is.
+    """
+    kind = config.get("model_type")
+    if kind not in ("t5", "mt5"):
+        raise ValueError(
+            f"{where} describes a model of type {kind!r}; only T5 v1.1 can be read: T0, "
+            "T5-LM-adapt, FLAN-T5, T5 v1.1, mT5 (types 't5' and 'mt5')"
+        )
+    activation = config.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
+    # What transformers 5 saves says tie_word_embeddings whether they are tied or not.
+    tied = config.get("tie_word_embeddings", kind == "t5") is not False
+    if config.get("scale_decoder_outputs", tied):
+        version = "T5 v1.0" if activation == "relu" else "a T5"
+        raise ValueError(
+            f"{where} describes {version} with {activation} and logits from the embedding matrix "
+            "(tie_word_embeddings); only T5 v1.1 with gated-gelu and an lm_head of its own can be "
+            "read: use the v1_1, lm-adapt, FLAN or T0 weights of this size"
+        )
+    expected = {
+        "feed_forward_proj": (activation, "gated-gelu"),
+        "relative_attention_num_buckets": (
+            config.get("relative_attention_num_buckets", BUCKETS),
+            BUCKETS,
+        ),
+        "relative_attention_max_distance": (
+            config.get("relative_attention_max_distance", MAX_DISTANCE),
+            MAX_DISTANCE,
+        ),
+        "layer_norm_epsilon": (config.get("layer_norm_epsilon", 1e-6), 1e-6),
+    }
+    for field, (value, ours) in expected.items():
+        if value != ours:
+            raise ValueError(f"{where} has {field} = {value!r}; the T5 v1.1 here has {ours!r}")
+    fields = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
+    if lacking := [field for field in fields if not isinstance(config.get(field), int)]:
+        raise ValueError(f"{where} lacks {', '.join(lacking)}")
+    sizes = [config[field] for field in fields]
+    return ModelSize(*sizes, config.get("num_decoder_layers") or config["num_layers"])
+
+
+def make_config(size: ModelSize, dtype: np.dtype) -> dict[str, Any]:
+    """Returns the config.json of a model whose weights have a dtype."""
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "d_model": size.emb_dim,
+        "d_kv": size.head_dim,
+        "d_ff": size.mlp_dim,
+        "num_heads": size.num_heads,
+        "num_layers": size.num_encoder_layers,
+        "num_decoder_layers": size.num_decoder_layers,
+        "vocab_size": size.vocab_size,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.1,
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_max_distance": MAX_DISTANCE,
+        "relative_attention_num_buckets": BUCKETS,
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "torch_dtype": np.dtype(dtype).name,
+        "use_cache": True,
+    }
+
+
+def weights(size: ModelSize) -> dict[str, Weight]:
+    """Returns the parameters of an unrolled model by path ('encoder/layers_0/mlp/wo/kernel')."""
+    found = {
+        "token_embedder/embedding": Weight(EMBEDDING, (size.vocab_size, size.emb_dim), False),
+        "decoder/logits_dense/kernel": Weight(LOGITS, (size.emb_dim, size.vocab_size), True),
+    }
+    for stack, count in (
+        ("encoder", size.num_encoder_layers),
+        ("decoder", size.num_decoder_layers),
+    ):
+        norm, bias = (
+            f"{stack}.final_layer_norm.weight",
+            "layer.0.SelfAttention.relative_attention_bias.weight",
+        )
+        found[f"{stack}/{stack}_norm/scale"] = Weight(norm, (size.emb_dim,), False)
+        found[f"{stack}/relpos_bias/rel_embedding"] = Weight(
+            f"{stack}.block.0.{bias}", (size.num_heads, BUCKETS), True
+        )
+        for layer in range(count):
+            for path, weight in _layer(stack, size).items():
+                found[f"{stack}/layers_{layer}/{path}"] = dataclasses.replace(
+                    weight, name=f"{stack}.block.{layer}.{weight.name}"
+                )
+    return found
+
+
+def _layer(stack: str, size: ModelSize) -> dict[str, Weight]:
+    """The parameters of one layer, their names from 'layer.' on."""
+    if stack == "encoder":
+        attentions = [("attention", "pre_attention_layer_norm", "SelfAttention")]
+    else:
+        attentions = [
+            ("self_attention", "pre_self_attention_layer_norm", "SelfAttention"),
+            ("encoder_decoder_attention", "pre_cross_attention_layer_norm", "EncDecAttention"),
+        ]
+    joined = size.num_heads * size.head_dim
+    found = {}
+    for number, (ours, norm, theirs) in enumerate(attentions):
+        found[f"{norm}/scale"] = Weight(f"layer.{number}.layer_norm.weight", (size.emb_dim,), False)
+        for letter, name in _ATTENTION.items():
+            shape = (joined, size.emb_dim) if name == "out" else (size.emb_dim, joined)
+            found[f"{ours}/{name}/kernel"] = Weight(
+                f"layer.{number}.{theirs}.{letter}.weight", shape, True
+            )
+    number = len(attentions)
+    found["pre_mlp_layer_norm/scale"] = Weight(
+        f"layer.{number}.layer_norm.weight", (size.emb_dim,), False
+    )
+    for name in ("wi_0", "wi_1", "wo"):
+        shape = (size.mlp_dim, size.emb_dim) if name == "wo" else (size.emb_dim, size.mlp_dim)
+        found[f"mlp/{name}/kernel"] = Weight(
+            f"layer.{number}.DenseReluDense.{name}.weight", shape, True
+        )
+    return found
+
+
+def shown(lines: Sequence[str], most: int = 3) -> str:
+    """Joins the first of several findings, and says how many there are more."""
+    rest = len(lines) - most
+    return ", ".join(lines[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_names(where: str, found: Mapping[str, Any], size: ModelSize) -> None:
+    """Compares the tensors of a model with those that its config.json asks for.
+
+    Args:
+      where: the directory, for messages.
+      found: objects with a `shape`, by tensor name.
+      size: what the config says.
+
+    Raises:
+      ValueError: names or shapes differ; the message says which.
+    """
+    expected = {weight.name: weight.their_shape for weight in weights(size).values()}
+    problems = []
+    if missing := sorted(expected.keys() - found.keys()):
+        problems.append(f"lacks {shown(missing)}")
+    if strange := sorted(found.keys() - expected.keys() - {*DUPLICATES, *OBSOLETE}):
+        problems.append(f"has {shown(strange)}, which T5 v1.1 has not")
+    misshapen = [
+        f"{name} is {tuple(found[name].shape)}, not {shape}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if misshapen:
+        problems.append(f"does not fit its config.json: {shown(misshapen)}")
+    if problems:
+        raise ValueError(f"{where} {'; '.join(problems)}")
+
+
+class HuggingFaceArrays:
+    """The parameters of a directory of Hugging Face's, under our names; step 0, no optimizer.
+
+    Args:
+      path: the directory or its URL.
+      open_pickled: opens weights that are there as pickles only; None refuses them.
+
+    Attributes:
+      arrays: by path in the state dict.
+      directory: where they lie.
+      config: the content of config.json.
+      size: the model's.
+
+    Raises:
+      ValueError: it is no T5 v1.1 model, or its weights are not whole or are pickled.
+    """
+
+    def __init__(self, path: str, open_pickled: Callable[[Directory], Any] | None = None) -> None:
+        self.directory = directory = Directory(path)
+        self.config = read_config(directory)
+        self.size = model_size(self.config, f"{path}/{CONFIG_FILE}")
+        self._files = _open_weights(directory, open_pickled)
+        check_names(path, self._files.tensors, self.size)
+        self._check_duplicates(path)
+        self._weights = {
+            ("target", *name.split("/")): weight for name, weight in weights(self.size).items()
+        }
+        self.arrays = {
+            key: StoredArray(key, weight.shape, self._files.tensors[weight.name].dtype)
+            for key, weight in self._weights.items()
+        }
+        self.arrays["state", "step"] = StoredArray(("state", "step"), (), np.dtype(np.int32))
+
+    def _check_duplicates(self, path: str) -> None:
+        """The embedding may be stored twice more; a model that uses another one is not T5 v1.1."""
+        for name in DUPLICATES:
+            if name not in self._files.tensors:
+                continue
+            rows = self.size.vocab_size
+            for first in range(0, rows, 4096):
+                block = slice(first, min(first + 4096, rows))
+                if not np.array_equal(
+                    self._files.read(name, block), self._files.read(EMBEDDING, block)
+                ):
+                    raise ValueError(
+                        f"{path}: {name} differs from {EMBEDDING}; T5 v1.1 has one embedding"
+                    )
+
+    def chunk_shape(self, path: tuple[str, ...]) -> tuple[int, ...]:
+        """Returns the shape of what is best read as one: an array as a whole."""
+        return self.arrays[path].shape
+
+    def read(self, path: tuple[str, ...], index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Returns an array, or the part that slices (step 1) of its axes select."""
+        if path == ("state", "step"):
+            return np.zeros((), np.int32)
+        weight = self._weights[path]
+        theirs = index + (slice(None),) * (len(weight.shape) - len(index))
+        if not weight.transposed:
+            return self._files.read(weight.name, theirs[0])[(slice(None), *theirs[1:])]
+        columns, rows = theirs
+        return self._files.read(weight.name, rows)[:, columns].T
+
+
+def _open_weights(directory: Directory, open_pickled: Callable[[Directory], Any] | None) -> Any:
+    if directory.exists(INDEX_FILE) or directory.exists(SINGLE_FILE):
+        return TensorFiles(directory)
+    if any(directory.exists(name) for name in PICKLED_FILES):
+        if open_pickled is not None:
+            return open_pickled(directory)
+        raise ValueError(
+            f"{directory} has pickled weights (pytorch_model.bin), which can run code as they are "
+            "read; use a version with model.safetensors, or `t0x convert --allow_pickle`"
+        )
+    raise ValueError(
+        f"{directory} has a {CONFIG_FILE} but neither {SINGLE_FILE} nor {INDEX_FILE}; weights in "
+        "several files need the latter"
+    )

@@ -1,0 +1,261 @@
+"""Where a train state comes from: a checkpoint, or an initialiser run under its own shardings."""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+from absl import logging
+from etils import epath
+
+from t5x import optimizers, partitioning, train_state
+from t5x.checkpoints import manager as checkpoints
+from t5x.checkpoints.configs import RestoreCheckpointConfig, SaveCheckpointConfig
+from t5x.checkpoints.formats import mesh_tensorflow
+from t5x.checkpoints.formats.storage import is_url
+from t5x.checkpoints.formats.stores import find_format
+from t5x.run.console import log_ignored
+
+
+class TrainStateInitializer:
+    """Makes sharded train states (upstream `t5x.utils.TrainStateInitializer`).
+
+    Args:
+      optimizer_def: optimizer whose state is wanted, or None for parameters alone.
+      init_fn: (rng, input_shapes, input_types) → model variables.
+      input_shapes: global shape of each model feature.
+      partitioner: gives the shardings.
+      input_types: dtype of each model feature.
+
+    Attributes:
+      global_train_state_shape: the state with jax.ShapeDtypeStruct in place of arrays.
+      train_state_axes: the state with PartitionSpec in place of arrays.
+    """
+
+    def __init__(
+        self,
+        optimizer_def: optimizers.OptimizerDef | None,
+        init_fn: Callable[..., Any],
+        input_shapes: Mapping[str, Sequence[int]],
+        partitioner: partitioning.PjitPartitioner,
+        input_types: Mapping[str, Any] | None = None,
+    ) -> None:
+        def initialize(rng: jax.Array) -> train_state.TrainState:
+            variables = flax.core.freeze(
+                init_fn(rng=rng, input_shapes=input_shapes, input_types=input_types)
+            )
+            if optimizer_def is None:
+                return train_state.InferenceState.create(variables)
+            return train_state.FlaxOptimTrainState.create(optimizer_def, variables)
+
+        self._initialize = initialize
+        self._partitioner = partitioner
+        with partitioner.context():
+            self.global_train_state_shape = jax.eval_shape(
+                lambda: initialize(jax.random.PRNGKey(0))
+            )
+        self.train_state_axes = partitioner.get_mesh_axes(self.global_train_state_shape)
+
+    def from_scratch(self, init_rng: jax.Array) -> train_state.TrainState:
+        """Initialises every shard on the device that keeps it."""
+        logging.info("initializing parameters from scratch")
+        initialize = self._partitioner.partition(
+            self._initialize, in_axis_resources=None, out_axis_resources=self.train_state_axes
+        )
+        return initialize(init_rng)
+
+    def from_checkpoints(
+        self,
+        restore_cfgs: Sequence[RestoreCheckpointConfig],
+        ds_iter: Any = None,
+        init_rng: jax.Array | None = None,
+    ) -> Iterable[tuple[train_state.TrainState, str]]:
+        """Yields (train state, path) for each checkpoint of the first config that has any."""
+        cfg, paths = get_first_valid_restore_config_and_paths(restore_cfgs)
+        for path in paths:
+            state, manager = create_checkpoint_manager_and_restore(
+                self, self._partitioner, cfg, path, init_rng, ds_iter=ds_iter
+            )
+            manager.close()
+            yield state, path
+
+    def from_checkpoint(
+        self,
+        ckpt_cfgs: Sequence[RestoreCheckpointConfig],
+        *,
+        ds_iter: Any = None,
+        init_rng: jax.Array | None = None,
+    ) -> train_state.TrainState | None:
+        """The state of the one checkpoint that the configs name, None if there is none.
+
+        Raises:
+          ValueError: there are several.
+        """
+        states = [state for state, _ in self.from_checkpoints(ckpt_cfgs, ds_iter, init_rng)]
+        if len(states) > 1:
+            raise ValueError(f"RestoreCheckpointConfig names {len(states)} checkpoints, not one")
+        return states[0] if states else None
+
+    def from_checkpoint_or_scratch(
+        self,
+        ckpt_cfgs: Sequence[RestoreCheckpointConfig],
+        *,
+        init_rng: jax.Array,
+        ds_iter: Any = None,
+    ) -> train_state.TrainState:
+        """The state of the checkpoint, or a fresh one."""
+        state = self.from_checkpoint(ckpt_cfgs, ds_iter=ds_iter, init_rng=init_rng)
+        return self.from_scratch(init_rng) if state is None else state
+
+
+def get_first_valid_restore_config_and_paths(
+    restore_cfgs: Sequence[RestoreCheckpointConfig],
+) -> tuple[RestoreCheckpointConfig | None, list[str]]:
+    """The first config that names an existing checkpoint, with its checkpoints in order of step.
+
+    Mode "specific" is taken at its word. Directories without checkpoints are passed over.
+
+    Raises:
+      ValueError: a path of mode "latest" or "all" is not a directory.
+    """
+    for cfg in restore_cfgs:
+        paths = [cfg.path] if isinstance(cfg.path, str) else list(cfg.path)
+        if cfg.mode == "specific":
+            return cfg, paths
+        for directory in paths:
+            if not epath.Path(directory).is_dir():
+                raise ValueError(
+                    f"RestoreCheckpointConfig.path = '{directory}' is not a directory, which mode "
+                    f"'{cfg.mode}' needs"
+                )
+            steps = checkpoints.all_steps(directory)
+            found = [checkpoints.get_checkpoint_dir(directory, step) for step in steps]
+            if found:
+                return cfg, [str(p) for p in (found[-1:] if cfg.mode == "latest" else found)]
+    return None, []
+
+
+def require_checkpoint(path: str) -> None:
+    """Makes sure that something is at the path of a checkpoint.
+
+    Raises:
+      FileNotFoundError: nothing is, or it is out of reach.
+    """
+    fix = (
+        "set RestoreCheckpointConfig.path (CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH in the run "
+        "files)"
+    )
+    try:
+        found = find_format(path) is not None if is_url(path) else epath.Path(path).exists()
+        found = found or mesh_tensorflow.is_tensorflow_checkpoint(path)
+    except Exception as error:  # each filesystem has errors of its own
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"checkpoint '{path}' is out of reach: {reason}; {fix}") from error
+    if not found:
+        raise FileNotFoundError(f"checkpoint '{path}' does not exist; {fix}")
+
+
+def get_fallback_state(
+    restore_cfg: RestoreCheckpointConfig | None,
+    init_fn: Callable[[jax.Array], Mapping[str, Any]],
+    init_rng: jax.Array | None,
+) -> Mapping[str, Any] | None:
+    """State dict from scratch for what a checkpoint may lack, None unless asked for.
+
+    Raises:
+      ValueError: fallback_to_scratch without transformations or without a seed.
+    """
+    if restore_cfg is None or not restore_cfg.fallback_to_scratch:
+        return None
+    if not restore_cfg.state_transformation_fns:
+        raise ValueError(
+            "RestoreCheckpointConfig.fallback_to_scratch needs an assignment_map or "
+            "state_transformation_fns"
+        )
+    if init_rng is None:
+        raise ValueError(
+            "RestoreCheckpointConfig.fallback_to_scratch needs a seed; bind evaluate."
+            "fallback_init_rng"
+        )
+    return init_fn(init_rng)
+
+
+def create_checkpoint_manager_and_restore(
+    train_state_initializer: TrainStateInitializer,
+    partitioner: partitioning.PjitPartitioner,
+    restore_checkpoint_cfg: RestoreCheckpointConfig | None,
+    restore_path: str | None,
+    fallback_init_rng: jax.Array | None,
+    save_checkpoint_cfg: SaveCheckpointConfig | None = None,
+    model_dir: str | None = None,
+    ds_iter: Any = None,
+    use_orbax: bool = True,
+) -> tuple[train_state.TrainState | None, checkpoints.OrbaxCheckpointManagerInterface]:
+    """Opens MODEL_DIR's checkpoints and restores one, if a path is given.
+
+    `use_orbax` is accepted without effect: writing is always Orbax, reading finds the format.
+
+    Raises:
+      FileNotFoundError: `restore_path` does not exist.
+    """
+    if not use_orbax:
+        log_ignored("use_orbax", "checkpoints are written by Orbax and read in any format")
+    if restore_path:
+        require_checkpoint(restore_path)
+    save, restore = save_checkpoint_cfg, restore_checkpoint_cfg
+    with_dataset = bool(
+        (save and save.save_dataset is not False) or (restore and restore.restore_dataset)
+    )
+    manager_cls = (restore or save).checkpoint_manager_cls
+    manager = manager_cls(
+        directory=model_dir or os.path.dirname(restore_path),
+        train_state=train_state_initializer.global_train_state_shape,
+        partitioner=partitioner,
+        dataset_iterator=ds_iter if with_dataset else None,
+        save_dtype=save.dtype if save else None,
+        restore_dtype=restore.dtype if restore else None,
+        keep=save.keep if save else None,
+        period=(save.period if save else None) or 1,
+        checkpoint_steps=save.checkpoint_steps if save else None,
+        keep_dataset_checkpoints=save.keep_dataset_checkpoints if save else None,
+        **_keep_best_settings(save),
+    )
+    if not restore_path:
+        return None, manager
+    fallback = get_fallback_state(
+        restore,
+        lambda rng: train_state_initializer.from_scratch(rng).state_dict(),
+        fallback_init_rng,
+    )
+    if mesh_tensorflow.is_tensorflow_checkpoint(restore_path):
+        if restore.state_transformation_fns:
+            raise ValueError(
+                f"RestoreCheckpointConfig.path = '{restore_path}' is a TensorFlow checkpoint, to "
+                "which neither assignment_map nor state_transformation_fns apply; restore it "
+                "without them, save it, and start from that"
+            )
+        return manager.restore_from_tf_checkpoint(restore_path, strict=restore.strict), manager
+    state = manager.restore(
+        path=restore_path,
+        fallback_state=fallback,
+        state_transformation_fns=restore.state_transformation_fns,
+        # None goes on from MODEL_DIR's own checkpoints only.
+        restore_dataset=True if restore.restore_dataset else None,
+    )
+    return state, manager
+
+
+def _keep_best_settings(save: SaveCheckpointConfig | None) -> dict[str, Any]:
+    """The keep-best parameters bound on `SaveCheckpointConfig.checkpointer_cls`, if it has any."""
+    if save is None:
+        return {}
+    cls = save.checkpointer_cls
+    bound = cls.keywords if isinstance(cls, functools.partial) else {}
+    cls = cls.func if isinstance(cls, functools.partial) else cls
+    if not (isinstance(cls, type) and issubclass(cls, checkpoints.SaveBestCheckpointer)):
+        return {}
+    defaults = {"metric_name_to_monitor": "train/accuracy", "metric_mode": "max"}
+    names = (*defaults, "keep_checkpoints_without_metrics", "force_keep_period")
+    return {**defaults, **{name: bound[name] for name in names if name in bound}}

@@ -1,0 +1,1 @@
+"""Inference: the jitted function, files read and written, chunks that count once."""

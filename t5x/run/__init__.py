@@ -1,0 +1,1 @@
+"""What surrounds a run: terminal, log, errors in settings, being told to stop."""

@@ -1,0 +1,189 @@
+"""What a run shows: one header, one progress line, its results. The rest goes to a log file."""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+from absl import logging
+from rich.text import Text
+
+from t5x.run.progress import PLAIN_LINE_PERIOD, Progress, format_seconds
+
+Item = TypeVar("Item")
+_ignored: set[str] = set()
+
+
+def log_ignored(parameter: str, reason: str = "") -> None:
+    """Logs that a parameter which someone set is accepted without effect, once a process.
+
+    Args:
+      parameter: its name as gin has it, 'train.use_orbax'.
+      reason: why it has none.
+    """
+    if parameter not in _ignored:
+        _ignored.add(parameter)
+        logging.warning(
+            "%s is accepted without effect%s", parameter, f": {reason}" if reason else ""
+        )
+
+
+class Console:
+    """The terminal of one process. Processes other than the first stay silent but for errors.
+
+    `capture()` sends file descriptor 2 to a log file: Python logging, warnings and the C++ notes of
+    TensorFlow, XLA and Orbax all end there, none on the terminal.
+    """
+
+    def __init__(self) -> None:
+        self.verbose = False
+        self.log_path: Path | None = None
+        self._out = rich.console.Console(highlight=False, soft_wrap=True)
+        self._errors = sys.stderr
+        self._captured = False
+        self._quiet = False
+
+    def capture(self) -> None:
+        """Sends everything written to file descriptor 2 to a temporary log file from now on.
+
+        What ends the process all the same, an exception nobody caught or a crash in C++, is still
+        shown.
+        """
+        if self._captured:
+            return
+        sys.stderr.flush()
+        self._errors = os.fdopen(os.dup(2), "w", buffering=1)
+        descriptor, name = tempfile.mkstemp(prefix="t5x-", suffix=".log")
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        self.log_path = Path(name)
+        self._captured = True
+        sys.excepthook = lambda kind, error, trace: self.fail(error)
+        faulthandler.enable(self._errors)
+
+    def move_log(self, directory: str, name: str) -> None:
+        """Goes on writing the log in a local output directory, with what it has so far."""
+        if not self._captured or "://" in directory or jax.process_index() != 0:
+            return
+        path = Path(directory) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sys.stderr.flush()
+        with path.open("ab") as file:
+            file.write(self.log_path.read_bytes())
+            file.flush()
+            os.dup2(file.fileno(), 2)
+        self.log_path.unlink()
+        self.log_path = path
+
+    def header(self, title: str, facts: Mapping[str, str]) -> None:
+        """Prints the facts of the run, a line each."""
+        if jax.process_index() != 0:
+            return
+        self._out.print(Text(title, style="bold"))
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self._out.print(Text.assemble((f"  {name:<{width}}  ", "dim"), value))
+
+    def say(self, text: str) -> None:
+        """Prints one line."""
+        if jax.process_index() == 0:
+            self._out.print(Text(text))
+
+    def table(self, table: rich.table.Table) -> None:
+        """Prints a table."""
+        if jax.process_index() == 0:
+            self._out.print(table)
+
+    def progress(self, total: int, start: int, tokens_per_step: int) -> "Progress":
+        """A progress line over steps `start` to `total`."""
+        return Progress(self._out, total, start, tokens_per_step)
+
+    @property
+    def out(self) -> rich.console.Console:
+        """The terminal itself, for displays of other packages."""
+        return self._out
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Lets `track` show nothing inside: the caller shows the larger whole."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def track(self, items: Iterable[Item], total: int, name: str) -> Iterator[Item]:
+        """Passes items on while showing how many of `total` are done, where that takes long."""
+        if self._quiet:
+            yield from items
+            return
+        bar = None
+        if self._out.is_terminal and jax.process_index() == 0:
+            bar = rich.progress.Progress(
+                rich.progress.TextColumn(
+                    "{task.description} {task.completed:.0f}/{task.total:.0f}"
+                ),
+                rich.progress.BarColumn(),
+                rich.progress.TimeRemainingColumn(),
+                console=self._out,
+                transient=True,
+            )
+            bar.start()
+            task = bar.add_task(name, total=total)
+        started = shown = time.monotonic()
+        try:
+            for done, item in enumerate(items, start=1):
+                yield item
+                now = time.monotonic()
+                if bar:
+                    bar.update(task, completed=done)
+                elif now - shown >= PLAIN_LINE_PERIOD:
+                    left = format_seconds((now - started) / done * (total - done))
+                    self.say(f"{name} {done}/{total}  {left} left")
+                    shown = now
+        finally:
+            if bar:
+                bar.stop()
+
+    def usage_error(self, message: str) -> None:
+        """Says what is wrong with the command line."""
+        print(f"error: {message}", file=self._errors, flush=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Says what went wrong in one line; the traceback goes to the log."""
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        if self.verbose:
+            return
+        line = f"error: {summarise_error(error)}"
+        if self.log_path:
+            line += f" (traceback in {self.log_path}; --verbose shows it here)"
+        print(line, file=self._errors, flush=True)
+
+
+def summarise_error(error: BaseException) -> str:
+    """An exception as one line, without gin's notes on where a call came from.
+
+    Where a file was read from matters for a mistake in it, not for something that is missing.
+    """
+    message = str(error).split("\n  In call to configurable")[0]
+    if isinstance(error, LookupError | OSError):
+        message = message.split("\n  In file")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = " ".join(lines) if lines else type(error).__name__
+    if isinstance(error, KeyError | AssertionError | AttributeError | TypeError | IndexError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 600 else f"{text[:600]} …"
+
+
+console = Console()
