@@ -1,7 +1,7 @@
 """Packed scores against PyTorch transformers on the same weights: 200 rows, live.
 
-The weights and rows are those of tests/t0x/evaluation/test_packed_scores.py, whose golden values were made so.
-Prints one JSON line; fails where a score differs by more than 1e-3.
+The weights and rows are those of tests/t0x/evaluation/test_packed_scores.py, whose golden values
+were made so. Prints one JSON line; fails where a score differs by more than 1e-3.
 
     python benchmarks/score_equality.py --torch TORCH_PYTHON
 """

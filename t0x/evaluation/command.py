@@ -28,7 +28,7 @@ from t5x.run.console import console
 DEFAULT_LIMITS = {"inputs": 1024, "targets": 256}
 
 
-@gin.configurable(module="t0x.score")
+@gin.configurable(module="t0x.evaluation.command")
 @dataclass(frozen=True)
 class Setup:
     """What a configuration says of scoring.
@@ -83,15 +83,15 @@ def read_setup(checkpoint: str, gin_files: Sequence[str], bindings: Sequence[str
             f"{', '.join(gin_files) or beside}: there is no MODEL; give a model's gin file by "
             "--gin_file, like t5x/examples/t5/t5_1_1/small.gin"
         )
-    lines = ["from t0x import score", "score.Setup.model = %MODEL"]
-    lines += ["from t5x import partitioning", "score.Setup.partitioner = "]
+    lines = ["from t0x.evaluation import command", "command.Setup.model = %MODEL"]
+    lines += ["from t5x import partitioning", "command.Setup.partitioner = "]
     lines[-1] += "@partitioning.PjitPartitioner()"
     if not gin_files and not any("num_partitions" in binding for binding in bindings):
         # The run's mesh is not this machine's.
         lines += ["partitioning.PjitPartitioner.num_partitions = 1"]
         lines += ["partitioning.PjitPartitioner.model_parallel_submesh = None"]
     limits = "%TASK_FEATURE_LENGTHS" if "TASK_FEATURE_LENGTHS" in has else repr(DEFAULT_LIMITS)
-    lines.append(f"score.Setup.limits = {limits}")
+    lines.append(f"command.Setup.limits = {limits}")
     gin.parse_config("\n".join(["from __gin__ import dynamic_registration", *lines]))
     return Setup()
 

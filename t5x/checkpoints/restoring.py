@@ -11,11 +11,12 @@ from absl import logging
 from etils import epath
 
 from t5x import optimizers, partitioning, train_state
-from t5x.checkpoints import manager as checkpoints
 from t5x.checkpoints.configs import RestoreCheckpointConfig, SaveCheckpointConfig
+from t5x.checkpoints.directories import all_steps, get_checkpoint_dir
 from t5x.checkpoints.formats import mesh_tensorflow
 from t5x.checkpoints.formats.storage import is_url
 from t5x.checkpoints.formats.stores import find_format
+from t5x.checkpoints.manager import OrbaxCheckpointManagerInterface, SaveBestCheckpointer
 from t5x.run.console import log_ignored
 
 
@@ -130,8 +131,8 @@ def get_first_valid_restore_config_and_paths(
                     f"RestoreCheckpointConfig.path = '{directory}' is not a directory, which mode "
                     f"'{cfg.mode}' needs"
                 )
-            steps = checkpoints.all_steps(directory)
-            found = [checkpoints.get_checkpoint_dir(directory, step) for step in steps]
+            steps = all_steps(directory)
+            found = [get_checkpoint_dir(directory, step) for step in steps]
             if found:
                 return cfg, [str(p) for p in (found[-1:] if cfg.mode == "latest" else found)]
     return None, []
@@ -192,7 +193,7 @@ def create_checkpoint_manager_and_restore(
     model_dir: str | None = None,
     ds_iter: Any = None,
     use_orbax: bool = True,
-) -> tuple[train_state.TrainState | None, checkpoints.OrbaxCheckpointManagerInterface]:
+) -> tuple[train_state.TrainState | None, OrbaxCheckpointManagerInterface]:
     """Opens MODEL_DIR's checkpoints and restores one, if a path is given.
 
     `use_orbax` is accepted without effect: writing is always Orbax, reading finds the format.
@@ -254,7 +255,7 @@ def _keep_best_settings(save: SaveCheckpointConfig | None) -> dict[str, Any]:
     cls = save.checkpointer_cls
     bound = cls.keywords if isinstance(cls, functools.partial) else {}
     cls = cls.func if isinstance(cls, functools.partial) else cls
-    if not (isinstance(cls, type) and issubclass(cls, checkpoints.SaveBestCheckpointer)):
+    if not (isinstance(cls, type) and issubclass(cls, SaveBestCheckpointer)):
         return {}
     defaults = {"metric_name_to_monitor": "train/accuracy", "metric_mode": "max"}
     names = (*defaults, "keep_checkpoints_without_metrics", "force_keep_period")

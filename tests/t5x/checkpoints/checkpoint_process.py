@@ -19,7 +19,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
 from flax.traverse_util import unflatten_dict  # noqa: E402
 from jax.experimental import multihost_utils  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
-from test_checkpoints import Partitioner, flat, make_iterator, make_state, manager  # noqa: E402
+from test_manager import Partitioner, flat, make_iterator, make_state, manager  # noqa: E402
 
 from t5x import checkpoints, partitioning  # noqa: E402
 
