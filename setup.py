@@ -72,6 +72,8 @@ setup(
         "sentencepiece>=0.2",
         "tensorflow>=2.19,<2.22",
         "tensorflow-datasets>=4.9.8,<5",
+        "array_record>=0.8,<0.9",
+        "grain>=0.2.18,<0.3",
         "clu>=0.0.12,<0.1",
         "tensorboard>=2.19,<3",
         "gin-config>=0.5,<0.6",
