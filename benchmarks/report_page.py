@@ -16,14 +16,17 @@ import time
 from pathlib import Path
 
 from t0x import report
+from t0x.results import format
 
 WORDS = ("harbour", "lamp", "read", "seven", "green", "old", "sold", "who", "near", "while", "of")
 LIMIT = 10_000_000
 
 
-def write_task(folder: Path, dataset: int, prompt: int, examples: int, rng: random.Random) -> None:
+def write_task(
+    root: str, step: int, dataset: int, prompt: int, examples: int, rng: random.Random
+) -> None:
     """Writes one task's two files: two to four choices, scores somewhat better than chance."""
-    choices = ["Yes", "No", "Maybe", "Never"][: 2 + dataset % 3]
+    choices = ("Yes", "No", "Maybe", "Never")[: 2 + dataset % 3]
     lines, right = [], 0
     for row in range(examples):
         label = random.Random(row * 31 + dataset).randrange(len(choices))
@@ -32,25 +35,25 @@ def write_task(folder: Path, dataset: int, prompt: int, examples: int, rng: rand
         prediction = scores.index(max(scores))
         right += prediction == label
         inputs = " ".join(rng.choices(WORDS, k=rng.randint(60, 300)))
-        line = {"idx": row, "inputs": inputs, "choices": choices, "scores": scores}
-        lines.append(json.dumps({**line, "prediction": prediction, "label": label}) + "\n")
+        example = format.Example(row, inputs, choices, tuple(scores), prediction, label)
+        lines.append(example.line())
     name = f"dataset_{dataset}_prompt_{prompt}_score_eval"
-    (folder / f"{name}.jsonl").write_text("".join(lines))
-    summary = {
-        "task": name,
-        "dataset": f"dataset_{dataset}",
-        "subset": None,
-        "skipped": {},
-        "template": f"prompt {prompt}",
-        "category": "NLI",
-        "seen": "held-out dataset",
-        "examples": examples,
-        "accuracy": right / examples,
-        "chance": 1 / len(choices),
-        "step": int(folder.name),
-        "split": "validation",
-    }
-    (folder / f"{name}.json").write_text(json.dumps(summary))
+    summary = format.Summary(
+        task=name,
+        dataset=f"dataset_{dataset}",
+        subset=None,
+        template=f"prompt {prompt}",
+        category="NLI",
+        seen="held-out dataset",
+        examples=examples,
+        accuracy=right / examples,
+        chance=1 / len(choices),
+        skipped={},
+        step=step,
+        split="validation",
+    )
+    Path(format.examples_path(root, step, name)).write_text("".join(lines))
+    Path(format.summary_path(root, step, name)).write_text(summary.text())
 
 
 def main() -> None:
@@ -62,12 +65,12 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as root:
-        for step in range(options.checkpoints):
-            folder = Path(root, "rank_classification", str(1000 * (step + 1)))
-            folder.mkdir(parents=True)
+        for number in range(options.checkpoints):
+            step = 1000 * (number + 1)
+            Path(format.step_dir(root, step)).mkdir(parents=True)
             for dataset in range(options.datasets):
                 for prompt in range(options.prompts):
-                    write_task(folder, dataset, prompt, options.examples, rng)
+                    write_task(root, step, dataset, prompt, options.examples, rng)
         start = time.process_time()
         results = report.load_results([root])
         loaded = time.process_time()

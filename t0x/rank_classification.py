@@ -185,16 +185,20 @@ def accuracy(ranked: Sequence[Ranking]) -> float:
     return sum(r.weight for r in ranked if r.prediction == r.label) / total
 
 
+def is_near_tie(scores: Sequence[float], choices: Sequence[str], prediction: int) -> bool:
+    """Whether an answer other than the predicted one is closer to it than NEAR_TIE.
+
+    A text that is listed twice is one answer. Scores that are not finite are close to nothing.
+    """
+    answer = choices[prediction]
+    pairs = list(zip(choices, scores, strict=True))
+    best = max(score for choice, score in pairs if choice == answer)
+    return any(best - score < NEAR_TIE for choice, score in pairs if choice != answer)
+
+
 def near_ties(ranked: Sequence[Ranking]) -> int:
-    """Rows whose best two different answers are closer than NEAR_TIE."""
-
-    def margin(ranking: Ranking) -> float:
-        best = ranking.choices[ranking.prediction]
-        pairs = zip(ranking.choices, ranking.scores, strict=True)
-        others = [score for choice, score in pairs if choice != best]
-        return ranking.scores[ranking.prediction] - max(others, default=-math.inf)
-
-    return sum(margin(ranking) < NEAR_TIE for ranking in ranked)
+    """Rows in which two different answers nearly tie, see `is_near_tie`."""
+    return sum(is_near_tie(r.scores, r.choices, r.prediction) for r in ranked)
 
 
 def chance(ranked: Sequence[Ranking]) -> float:

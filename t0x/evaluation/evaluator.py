@@ -24,6 +24,7 @@ from t0x.progress import Progress
 from t0x.rank_classification import Ranking, Target
 from t0x.registration.registry import task_info, task_infos
 from t0x.registration.source import PromptedSource
+from t0x.results.format import Overview, PackedCounts
 from t0x.results.writing import ResultsLogger
 
 # Batches that are scored before results are looked at: what is lost when the process is killed.
@@ -356,11 +357,7 @@ class RankEvaluator:
             ranked,
             {example.row: example.inputs for example in task.examples},
             task_split(survey.name, self._split),
-            {
-                "inputs_cut": survey.cut.inputs,
-                "choices_cut": survey.cut.choices,
-                "encoded_again": task.packed.repeated,
-            },
+            PackedCounts(survey.cut.inputs, survey.cut.choices, task.packed.repeated),
             fingerprint,
         )
 
@@ -412,20 +409,19 @@ class RankEvaluator:
             survey.name: {"examples": survey.count, **metrics[survey.name]}
             for survey in self._surveys
         }
-        overview = {
-            "mixture": self._name,
-            "step": step,
-            "split": self._split,
-            "checkpoint": checkpoint,
-            "row_lengths": {"inputs": self._shape[0], "targets": self._shape[1]},
-            "inputs_cut": inputs_cut,
-            "choices_cut": choices_cut,
-            "encoded_again": remarks["encoded_again"],
-            "near_ties": remarks["near_ties"],
-            "tasks_left_out": self._left_out,
-            "tasks": tasks,
-        }
-        self._results.write_overview(self._name, step, overview)
+        self._results.write_overview(
+            Overview(
+                mixture=self._name,
+                step=step,
+                split=self._split,
+                checkpoint=checkpoint,
+                row_lengths={"inputs": self._shape[0], "targets": self._shape[1]},
+                near_ties=remarks["near_ties"],
+                tasks_left_out=self._left_out,
+                tasks=tasks,
+                packed=PackedCounts(inputs_cut, choices_cut, remarks["encoded_again"]),
+            )
+        )
 
 
 def task_split(name: str, split: str) -> str:

@@ -351,9 +351,7 @@ def _score_window(window: Sequence[Row], scorer: Scorer, ledger: Ledger) -> tupl
         ledger.examples += 1
         ledger.inputs_cut += row.encoded.input_cut
         ledger.choices_cut += row.encoded.choices_cut
-        rest = [s for s, c in zip(scores, choices, strict=True) if c != choices[prediction]]
-        if rest and scores[prediction] - max(rest) < rank_classification.NEAR_TIE:
-            ledger.near_ties += 1
+        ledger.near_ties += rank_classification.is_near_tie(scores, choices, prediction)
         if row.label is not None:
             ledger.labelled += 1
             ledger.right += choices[row.label] == choices[prediction]

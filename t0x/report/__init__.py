@@ -10,7 +10,7 @@ from t0x.report.published import Published, load_published
 from t0x.report.summary import DatasetSummary, summarise, wilson_interval
 from t0x.report.table import print_table
 from t0x.report.writers import write_bias_csv, write_csv, write_markdown, write_prompts_csv
-from t0x.results.evidence import Example
+from t0x.results.format import Example
 from t0x.results.reading import TaskResult, find_unfinished, load_results
 
 __all__ = [

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from t0x.report.generations import Generated
 from t0x.report.published import Published
 from t0x.report.summary import list_evaluations
-from t0x.results.evidence import Example
+from t0x.results.format import Example
 from t0x.results.reading import TaskResult, read_examples
 
 PRONOUNS = frozenset(["he", "she", "him", "her", "his", "hers", "himself", "herself"])

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from t0x.report.summary import DatasetSummary, label_evaluations, name_step
-from t0x.results.reading import GROUPS
+from t0x.results.format import GROUPS
 
 WIDTH = 300
 PADDING = {"left": 6, "right": 6, "top": 2, "bottom": 24}

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t0x.results.reading import FOLDER, TaskResult, run_dir_of
+from t0x.results.format import FOLDER, run_dir_of
+from t0x.results.reading import TaskResult
 
 FILE = re.compile(r"wino_bias_(?P<subset>type[12]_(?:pro|anti))_(?P<prompt>.+)-(?P<step>-?\d+)")
 DETERMINER = re.compile(r"^(?:the|a|an|this|that|some|his|her|their)\s+", re.IGNORECASE)

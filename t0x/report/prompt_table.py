@@ -13,7 +13,8 @@ from t0x.report.summary import (
     share_labels,
     wilson_interval,
 )
-from t0x.results.evidence import Example, softmax
+from t0x.results.evidence import softmax
+from t0x.results.format import Example
 from t0x.results.reading import TaskResult
 
 # A rendered prompt may hold a whole article; the page shows its beginning and says so.

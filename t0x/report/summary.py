@@ -13,7 +13,8 @@ from itertools import groupby
 import numpy as np
 
 from t0x.report.agreement import Agreement, measure_agreement
-from t0x.results.reading import GROUPS, TaskResult
+from t0x.results.format import GROUPS
+from t0x.results.reading import TaskResult
 
 # Total variation distance between predicted and true labels from which a prompt is called skewed.
 SKEW = 0.25

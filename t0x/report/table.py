@@ -17,7 +17,8 @@ from t0x.report.summary import (
     name_step,
     summarise,
 )
-from t0x.results.reading import GROUPS, TaskResult
+from t0x.results.format import GROUPS
+from t0x.results.reading import TaskResult
 
 STYLES = {"seen": "blue", "held-out prompt": "cyan", "held-out dataset": "yellow"}
 

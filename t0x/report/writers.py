@@ -20,7 +20,8 @@ from t0x.report.summary import (
     wilson_interval,
 )
 from t0x.report.table import describe_group, percent
-from t0x.results.reading import GROUPS, TaskResult
+from t0x.results.format import GROUPS
+from t0x.results.reading import TaskResult
 
 Labels = Mapping[tuple[str, int], str]
 

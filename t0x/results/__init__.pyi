@@ -1,10 +1,10 @@
-from .writing import (
+from .format import (
     CUT_OFF as CUT_OFF,
 )
-from .writing import (
+from .format import (
     FOLDER as FOLDER,
 )
-from .writing import (
+from .format import (
     NO_STEP as NO_STEP,
 )
 from .writing import (

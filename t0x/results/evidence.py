@@ -11,19 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t0x.rank_classification import NEAR_TIE
-
-
-@dataclass(frozen=True)
-class Example:
-    """One scored example: a score (sum of log-probabilities, in nats) for each choice."""
-
-    idx: int
-    inputs: str
-    choices: tuple[str, ...]
-    scores: tuple[float, ...]
-    prediction: int
-    label: int
+from t0x.rank_classification import is_near_tie
+from t0x.results.format import Example
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,7 @@ class Evidence:
         values = (example.idx, example.prediction, example.label)
         for column, value in zip(self._columns, values, strict=True):
             column.append(value)
+        self.near_ties += is_near_tie(example.scores, example.choices, example.prediction)
         self._add_scores(example)
         if example.prediction != example.label:
             self.wrong_total += 1
@@ -70,9 +60,6 @@ class Evidence:
         if not all(map(math.isfinite, example.scores)):
             self.not_finite += 1
             return
-        best = sorted(example.scores, reverse=True)[:2]
-        if len(best) == 2 and best[0] - best[1] < NEAR_TIE:
-            self.near_ties += 1
         self._confidence += softmax(example.scores)[example.prediction]
 
     @property

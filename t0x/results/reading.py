@@ -1,26 +1,25 @@
 """Finds and reads the results of rank classification, checking every line on the way in.
 
-A task is finished once its `<task>.json` exists; its examples stand beside it in `<task>.jsonl`.
-Examples are read one at a time and leave little behind (see `t0x.results.evidence`).
+Examples are read one at a time and leave little behind (see `t0x.results.evidence`); what the files
+are called and hold is in `t0x.results.format`.
 """
 
-import json
-import math
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from t0x.results.evidence import Answers, Evidence, Example
-
-GROUPS = ("seen", "held-out prompt", "held-out dataset")
-FOLDER = "rank_classification"
-# Counted by some evaluators only: texts longer than the model was let read.
-OPTIONAL_COUNTS = ("inputs_cut", "choices_cut")
-STEP = re.compile(r"-1|\d+")  # -1: evaluated outside of training, no step is known.
+from t0x.results.evidence import Answers, Evidence
+from t0x.results.format import (
+    FOLDER,
+    Example,
+    PackedCounts,
+    parse_example,
+    parse_step,
+    parse_summary,
+    run_dir_of,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class TaskResult:
     examples: int
     accuracy: float
     chance: float
-    skipped: dict[str, int]
+    skipped: Mapping[str, int]
     inputs_cut: int
     choices_cut: int
     date: datetime
@@ -124,16 +123,11 @@ def _find_step_dirs(paths: Sequence[Path | str]) -> list[Path]:
 def _walk(root: Path) -> Iterator[Path]:
     for directory, names, _ in os.walk(root):
         path = Path(directory)
-        if path.parent.name == FOLDER and STEP.fullmatch(path.name):
+        if path.parent.name == FOLDER and parse_step(path.name) is not None:
             names.clear()
             yield path
         # A checkpoint has thousands of files and never a result.
         names[:] = sorted(name for name in names if not name.startswith("checkpoint_"))
-
-
-def run_dir_of(log_dir: Path) -> Path:
-    """The run whose evaluation logs to a directory."""
-    return log_dir.parent if log_dir.name == "inference_eval" else log_dir
 
 
 def _name_runs(run_dirs: Sequence[Path]) -> dict[Path, str]:
@@ -146,29 +140,47 @@ def _name_runs(run_dirs: Sequence[Path]) -> dict[Path, str]:
 
 
 def _load_task(file: Path, run: str, wrong_examples: int) -> TaskResult:
-    summary = _read_summary(file)
+    try:
+        summary = parse_summary(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text; evaluate the task again") from error
     examples_file = file.with_suffix(".jsonl")
     evidence = Evidence(wrong_examples)
     if examples_file.exists():
         for example in read_examples(examples_file):
             evidence.add(example)
-    elif summary["examples"]:
+    elif summary.examples:
         raise ValueError(f"{examples_file}: missing beside {file.name}; evaluate the task again")
-    count = summary["examples"]
+    count = summary.examples
     if evidence.examples != count:
         raise ValueError(
             f"{examples_file}: holds {evidence.examples} examples, {file.name} says {count}; "
             "delete both and evaluate the task again"
         )
     correct = count - evidence.wrong_total
-    if count and abs(correct / count - summary["accuracy"]) > 1e-3:
+    if count and abs(correct / count - summary.accuracy) > 1e-3:
         raise ValueError(
-            f"{file}: field 'accuracy' is {summary['accuracy']:.4f}, its examples give "
+            f"{file}: field 'accuracy' is {summary.accuracy:.4f}, its examples give "
             f"{correct / count:.4f}; delete both files and evaluate the task again"
         )
+    packed = summary.packed or PackedCounts()
     return TaskResult(
         run=run,
+        step=summary.step,
         run_dir=run_dir_of(file.parent.parent.parent),
+        task=summary.task,
+        dataset=summary.dataset,
+        subset=summary.subset,
+        template=summary.template,
+        category=summary.category,
+        seen=summary.seen,
+        split=summary.split,
+        examples=count,
+        accuracy=summary.accuracy,
+        chance=summary.chance,
+        skipped=summary.skipped,
+        inputs_cut=packed.inputs_cut,
+        choices_cut=packed.choices_cut,
         date=datetime.fromtimestamp(file.stat().st_mtime, UTC),
         choice_names=evidence.choice_names or None,
         label_counts=dict(evidence.labels),
@@ -180,53 +192,7 @@ def _load_task(file: Path, run: str, wrong_examples: int) -> TaskResult:
         wrong=tuple(evidence.wrong),
         file=examples_file,
         answers=evidence.answers,
-        **summary,
     )
-
-
-def _read_summary(file: Path) -> dict[str, Any]:
-    """The fields of `<task>.json`, checked one by one."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); evaluate the task again") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{file}: must be one JSON object; evaluate the task again")
-    empty = record.get("examples") == 0
-
-    def is_fraction(value: Any) -> bool:
-        if empty and (value is None or value != value):
-            return True
-        return _is_number(value) and 0 <= value <= 1
-
-    checks = {
-        "task": ("a text", _is_text),
-        "dataset": ("a text", _is_text),
-        "subset": ("a text or null", lambda value: value is None or isinstance(value, str)),
-        "template": ("a text", _is_text),
-        "category": ("a text", lambda value: isinstance(value, str)),
-        "seen": (f"one of {', '.join(GROUPS)}", lambda value: value in GROUPS),
-        "split": ("a text", lambda value: isinstance(value, str)),
-        "step": ("a step", lambda value: value == -1 or _is_count(value)),
-        "examples": ("a whole number", _is_count),
-        "accuracy": ("a number from 0 to 1", is_fraction),
-        "chance": ("a number from 0 to 1", is_fraction),
-        "skipped": ("counts by reason", _are_counts),
-    }
-    for name, (expected, check) in checks.items():
-        if name not in record or not check(record[name]):
-            raise ValueError(
-                f"{file}: field '{name}' is {record.get(name, 'missing')!r:.40}, "
-                f"not {expected}; evaluate the task again"
-            )
-    fields = {name: record[name] for name in checks}
-    for name in OPTIONAL_COUNTS:
-        fields[name] = record.get(name, 0)
-        if not _is_count(fields[name]):
-            raise ValueError(f"{file}: field '{name}' is {fields[name]!r:.40}, not a count")
-    if empty:
-        fields |= {"accuracy": math.nan, "chance": math.nan}
-    return fields
 
 
 def read_examples(file: Path) -> Iterator[Example]:
@@ -238,50 +204,6 @@ def read_examples(file: Path) -> Iterator[Example]:
     with file.open(encoding="utf-8", errors="strict") as lines:
         try:
             for number, line in enumerate(lines, start=1):
-                yield _parse_example(line, f"{file}:{number}")
+                yield parse_example(line, f"{file}:{number}")
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: not UTF-8 text; evaluate the task again") from error
-
-
-def _parse_example(line: str, where: str) -> Example:
-    try:
-        record = json.loads(line)
-        example = Example(
-            idx=record["idx"],
-            inputs=record["inputs"],
-            choices=tuple(record["choices"]),
-            scores=tuple(float(score) for score in record["scores"]),
-            prediction=record["prediction"],
-            label=record["label"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"field {error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{where}: torn line ({reason}); evaluate the task again") from error
-    choices = len(example.choices)
-    if not isinstance(example.inputs, str) or not all(map(_is_text, example.choices)):
-        raise ValueError(f"{where}: inputs and choices must be texts; evaluate the task again")
-    if choices != len(example.scores):
-        raise ValueError(f"{where}: {len(example.scores)} scores for {choices} choices")
-    if not _is_count(example.idx) or example.idx >= 2**63:
-        raise ValueError(f"{where}: idx {example.idx!r} is not the number of a row")
-    for name in ("prediction", "label"):
-        index = getattr(example, name)
-        if not _is_count(index) or index >= choices:
-            raise ValueError(f"{where}: {name} {index!r} is not the index of a choice")
-    return example
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_count, value.values()))

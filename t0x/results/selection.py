@@ -1,19 +1,17 @@
 """Choosing a checkpoint by what rank classification found: the highest mean over tasks.
 
 T0 takes the checkpoint that does best on the validation splits of its training datasets (section
-5.2). Results are those that evaluation leaves under OUTPUT/inference_eval (see `t0x.results`).
+5.2). Results are those that evaluation leaves in its output directory (see `t0x.results.format`).
 """
 
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 
-RESULTS = "inference_eval/rank_classification"
+from t0x.results.format import FOLDER, Summary, log_dir_of, parse_step, parse_summary, summary_path
+from t5x.checkpoints.directories import all_steps
 
 
 @dataclass(frozen=True)
@@ -55,20 +53,20 @@ def read_candidates(
         common: count only the tasks for which every checkpoint with results has one.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no checkpoint in it.
+        FileNotFoundError: there is no such directory, or no complete checkpoint in it.
         ValueError: a task was evaluated on other rows in one step than in another; a torn file.
     """
     tasks = list(tasks)
     kept = _steps(epath.Path(model_dir))
-    folder = epath.Path(output_dir or model_dir) / RESULTS
-    found = {step: _read_step(folder / str(step), tasks) for step in _result_steps(folder)}
+    log_dir = log_dir_of(output_dir or model_dir)
+    found = {step: _read_step(log_dir, step, tasks) for step in _result_steps(log_dir)}
     _require_same_rows(found)
     if common and any(found.values()):
         tasks = [task for task in tasks if all(task in one for one in found.values() if one)]
     return [
         Candidate(
             step,
-            {task: found[step][task]["accuracy"] for task in tasks if task in found.get(step, {})},
+            {task: found[step][task].accuracy for task in tasks if task in found.get(step, {})},
             tuple(task for task in tasks if task not in found.get(step, {})),
             step in kept,
         )
@@ -99,40 +97,39 @@ def evaluation_command(
     )
 
 
-def _steps(model_dir: epath.Path) -> set[int]:
+def _steps(model_dir: epath.Path) -> list[int]:
+    """Steps of complete checkpoints: one that is half written cannot be the best."""
     if not model_dir.is_dir():
         raise FileNotFoundError(f"{model_dir}: no such directory; give the MODEL_DIR of a run")
-    names = (re.fullmatch(r"checkpoint_(\d+)", path.name) for path in model_dir.iterdir())
-    steps = {int(name[1]) for name in names if name}
+    steps = all_steps(model_dir)
     if not steps:
-        raise FileNotFoundError(f"{model_dir}: no checkpoint_N in it; give the MODEL_DIR of a run")
+        raise FileNotFoundError(
+            f"{model_dir}: no complete checkpoint_N in it; give the MODEL_DIR of a run"
+        )
     return steps
 
 
-def _result_steps(folder: epath.Path) -> list[int]:
+def _result_steps(log_dir: str) -> list[int]:
+    folder = epath.Path(log_dir) / FOLDER
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    steps = (parse_step(name) for name in names)
+    return sorted(step for step in steps if step is not None and step >= 0)
 
 
-def _read_step(folder: epath.Path, tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
-    summaries = {}
-    for task in tasks:
-        path = folder / f"{task}.json"
-        if not path.exists():
-            continue
-        try:
-            summary = json.loads(path.read_text())
-            summaries[task] = {key: summary[key] for key in ("accuracy", "examples", "split")}
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}: not a summary of rank classification ({error})") from error
-    return summaries
+def _read_step(log_dir: str, step: int, tasks: Iterable[str]) -> dict[str, Summary]:
+    paths = {task: epath.Path(summary_path(log_dir, step, task)) for task in tasks}
+    return {
+        task: parse_summary(path.read_text(), str(path))
+        for task, path in paths.items()
+        if path.exists()
+    }
 
 
-def _require_same_rows(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> None:
+def _require_same_rows(found: Mapping[int, Mapping[str, Summary]]) -> None:
     first: dict[str, tuple[int, tuple[int, str]]] = {}
     for step, summaries in found.items():
         for task, summary in summaries.items():
-            rows = (summary["examples"], summary["split"])
+            rows = (summary.examples, summary.split)
             then, known = first.setdefault(task, (step, rows))
             if known != rows:
                 raise ValueError(

@@ -1,21 +1,9 @@
 """Writes what rank classification found, task by task, where `t0x report` reads it.
 
-Under `<log_dir>/rank_classification/<step>/` each task has two files:
-
-`<task>.jsonl`, one line a row: {"idx", "inputs", "choices", "scores", "prediction", "label"}; idx
-is the row's number in its split, prediction and label are positions among the choices.
-
-`<task>.json`, written last, so that its presence says the task is complete: {"task", "dataset",
-"subset", "template", "category", "seen", "examples", "accuracy" (0 to 1), "chance" (0 to 1),
-"skipped" ({reason: rows}), "near_ties", "step", "split"}. From the packed evaluator also
-{"inputs_cut", "choices_cut", "encoded_again"} (counts) and "fingerprint": of the checkpoint, of the
-task's content and of the lines file. A restart trusts the scores only where all three still hold.
-
-`<log_dir>/rank_classification/<mixture>-<step>.json` sums up a whole evaluation, once all is done.
+What the files are called and hold is in `t0x.results.format`.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,10 +16,7 @@ import tensorflow_datasets as tfds
 from t0x import rank_classification
 from t0x.registration.registry import SCORE_EVAL, task_info, task_infos
 from t0x.registration.skipped import skipped_in
-
-FOLDER = "rank_classification"
-CUT_OFF = "not all choices were scored"
-NO_STEP = -1
+from t0x.results import format
 
 
 @gin.configurable(module="t0x.results")
@@ -72,7 +57,7 @@ class ResultsLogger(seqio.Logger):
         ranked: Sequence[rank_classification.Ranking],
         inputs: Mapping[int, str],
         split: str,
-        details: Mapping[str, Any] | None = None,
+        packed: format.PackedCounts | None = None,
         fingerprint: Mapping[str, str] | None = None,
     ) -> None:
         """Writes both files of a task, each whole or not at all; leaves alone what is there.
@@ -81,21 +66,28 @@ class ResultsLogger(seqio.Logger):
             ranked: the rows that have all their scores.
             inputs: what the model was given, by row; rows that are not in `ranked` are counted.
             split: the dataset's own name of the split.
-            details: further counts for the summary.
+            packed: what the packed evaluator counted.
             fingerprint: of "checkpoint" and "task", see `read_scores`.
         """
         lines = "".join(_line(ranking, inputs[ranking.row]) for ranking in ranked).encode("utf-8")
-        summary = self._summary(task_name, ranked, len(inputs) - len(ranked), split)
-        summary |= {"step": _step(step), "split": split, **(details or {})}
         if fingerprint:
-            summary["fingerprint"] = {**fingerprint, "lines": hashlib.sha256(lines).hexdigest()}
+            fingerprint = {**fingerprint, "lines": hashlib.sha256(lines).hexdigest()}
+        summary = self._summary(
+            task_name,
+            ranked,
+            cut_off=len(inputs) - len(ranked),
+            step=step,
+            split=split,
+            packed=packed,
+            fingerprint=fingerprint,
+        )
         lines_file, summary_file = self._files(task_name, step)
         tf.io.gfile.makedirs(os.path.dirname(lines_file))
         if tf.io.gfile.exists(summary_file) and not _holds(lines_file, lines):
             # It speaks of other lines.
             tf.io.gfile.remove(summary_file)
         _write(lines_file, lines)
-        _write(summary_file, (json.dumps(summary, ensure_ascii=False) + "\n").encode("utf-8"))
+        _write(summary_file, summary.text().encode("utf-8"))
 
     def read_scores(
         self, task_name: str, step: int | None, fingerprint: Mapping[str, str]
@@ -111,46 +103,58 @@ class ResultsLogger(seqio.Logger):
             return None
         lines = _read(lines_file)
         try:
-            stored = json.loads(_read(summary_file)).get("fingerprint")
-        except (ValueError, AttributeError):  # torn
+            stored = format.parse_summary(_read(summary_file).decode("utf-8"), summary_file)
+            if stored.fingerprint != {**fingerprint, "lines": hashlib.sha256(lines).hexdigest()}:
+                return None
+            # Not splitlines, to which a text's own U+2028 is the end of a line too.
+            texts = lines.decode("utf-8").removesuffix("\n").split("\n")
+            examples = [format.parse_example(text, lines_file) for text in texts]
+        except ValueError:  # torn
             return None
-        if stored != {**fingerprint, "lines": hashlib.sha256(lines).hexdigest()}:
-            return None
-        return [json.loads(line)["scores"] for line in lines.decode("utf-8").splitlines()]
+        return [list(example.scores) for example in examples]
 
-    def write_overview(self, name: str, step: int | None, overview: Mapping[str, Any]) -> None:
-        """Writes the file that sums up a whole evaluation of the mixture of that name."""
-        path = os.path.join(self.output_dir, FOLDER, f"{name}-{_step(step)}.json")
-        _write(path, (json.dumps(overview, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+    def write_overview(self, overview: format.Overview) -> None:
+        """Writes the file that sums up a whole evaluation."""
+        path = format.overview_path(self.output_dir, overview.step, overview.mixture)
+        _write(path, overview.text().encode("utf-8"))
 
     def _files(self, task_name: str, step: int | None) -> tuple[str, str]:
-        folder = os.path.join(self.output_dir, FOLDER, str(_step(step)))
-        return os.path.join(folder, f"{task_name}.jsonl"), os.path.join(folder, f"{task_name}.json")
+        return (
+            format.examples_path(self.output_dir, step, task_name),
+            format.summary_path(self.output_dir, step, task_name),
+        )
 
     def _summary(
         self,
         task_name: str,
         ranked: Sequence[rank_classification.Ranking],
         cut_off: int,
+        step: int | None,
         split: str,
-    ) -> dict[str, Any]:
+        packed: format.PackedCounts | None,
+        fingerprint: Mapping[str, str] | None,
+    ) -> format.Summary:
         info = task_info(task_name)
         skipped = skipped_in(task_name, split)
         if cut_off:
-            skipped[CUT_OFF] = cut_off
-        return {
-            "task": task_name,
-            "dataset": info.dataset.name,
-            "subset": info.dataset.subset,
-            "template": info.template.name,
-            "category": info.dataset.category,
-            "seen": self._seen(task_name),
-            "examples": len(ranked),
-            "accuracy": sum(r.prediction == r.label for r in ranked) / len(ranked),
-            "chance": rank_classification.chance(ranked),
-            "skipped": skipped,
-            "near_ties": rank_classification.near_ties(ranked),
-        }
+            skipped[format.CUT_OFF] = cut_off
+        return format.Summary(
+            task=task_name,
+            dataset=info.dataset.name,
+            subset=info.dataset.subset,
+            template=info.template.name,
+            category=info.dataset.category,
+            seen=self._seen(task_name),
+            examples=len(ranked),
+            accuracy=sum(r.prediction == r.label for r in ranked) / len(ranked),
+            chance=rank_classification.chance(ranked),
+            skipped=skipped,
+            near_ties=rank_classification.near_ties(ranked),
+            step=format.NO_STEP if step is None else int(step),
+            split=split,
+            packed=packed,
+            fingerprint=fingerprint,
+        )
 
     def _seen(self, task_name: str) -> str:
         info = task_info(task_name)
@@ -176,19 +180,14 @@ def _inputs_by_row(dataset: tf.data.Dataset) -> tuple[dict[int, str], str]:
 
 
 def _line(ranking: rank_classification.Ranking, inputs: str) -> str:
-    record = {
-        "idx": ranking.row,
-        "inputs": inputs,
-        "choices": list(ranking.choices),
-        "scores": list(ranking.scores),
-        "prediction": ranking.prediction,
-        "label": ranking.label,
-    }
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _step(step: int | None) -> int:
-    return NO_STEP if step is None else int(step)
+    return format.Example(
+        idx=ranking.row,
+        inputs=inputs,
+        choices=ranking.choices,
+        scores=ranking.scores,
+        prediction=ranking.prediction,
+        label=ranking.label,
+    ).line()
 
 
 def _read(path: str) -> bytes:

@@ -1,5 +1,7 @@
 """The rank rule, the expansion of a row into its choices, and SeqIO's evaluator over both."""
 
+import math
+
 import numpy as np
 import pytest
 import seqio
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from t0x import rank_classification, registration
 from t0x.prompts.template import Metadata, Template
 from t0x.rank_classification import Target, rank
+from t0x.results import evidence, format
 
 BYTES = seqio.ByteVocabulary()
 FEATURES = {
@@ -202,3 +205,25 @@ def test_near_ties_are_between_different_answers():
         ranking(("a",), (-1.0,)),
     ]
     assert rank_classification.near_ties(rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("choices", "scores", "near"),
+    [
+        (("yes", "no", "yes"), (-1.0, -3.0, -1.0), False),
+        (("yes", "no", "yes"), (-1.0, -1.01, -1.0), True),
+        # What the batch's layout did to one listing of the answer is no tie with another one.
+        (("yes", "no", "yes"), (-1.02, -1.05, -1.0), False),
+        (("yes", "no", "no"), (-1.0, -math.inf, -1.01), True),
+        (("yes", "no"), (-math.inf, -math.inf), False),
+        (("yes",), (-1.0,), False),
+    ],
+)
+def test_a_near_tie_is_the_same_to_evaluation_and_to_reports(choices, scores, near):
+    prediction = rank_classification.rank(scores, choices)
+    assert rank_classification.is_near_tie(scores, choices, prediction) == near
+    collected = evidence.Evidence(keep=0)
+    collected.add(format.Example(0, "?", choices, scores, prediction, prediction))
+    assert collected.near_ties == near
+    rows = [rank_classification.Ranking(0, choices, scores, prediction, prediction, 1.0)]
+    assert rank_classification.near_ties(rows) == near

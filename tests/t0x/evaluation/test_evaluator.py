@@ -39,7 +39,8 @@ TEMPLATES = [
 def mixture():
     rows = [
         {
-            "text": "word " * (1 + i % 5) + str(i),
+            # U+2028 ends a line for str.splitlines, not for JSON lines.
+            "text": "word " * (1 + i % 5) + "\u2028" * (i == 0) + str(i),
             "side": ("left", "right")[i % 2],
             # Two to six choices, some longer than the limit on targets.
             "names": ["left", "right", "up", "straight ahead and on", "no", "back"][: 2 + i % 5],
@@ -97,7 +98,7 @@ def seqio_results(mixture, model, tmp_path_factory):
 
 
 def _lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
 
 
 # Rows just long enough, rows of many examples, rows too short for an example's choices.

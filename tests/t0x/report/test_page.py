@@ -11,7 +11,7 @@ from t0x.report.charts import clean_svg, draw_panels
 from t0x.report.page import write_html
 from t0x.report.prompt_table import SHOWN_CHARACTERS, cut_example, describe_prompts
 from t0x.report.published import compare
-from t0x.results.evidence import Example
+from t0x.results.format import Example
 
 HOSTILE = '<script>alert("x")</script> & <img src=http://evil.example/a.png onerror=alert(1)> ```'
 

@@ -30,8 +30,12 @@ def test_near_ties_and_scores_that_are_not_finite_are_counted(write_task, tmp_pa
     step_dir = tmp_path / "rank_classification" / "1"
     write_task(step_dir, template="tie", scores=(-1.001, -1.0))
     write_task(step_dir, template="nan", scores=(math.nan, -1.0))
+    # The report's word is the evaluation's: an answer listed twice does not tie with itself.
+    twice = {"choices": ("yes", "no", "yes"), "scores": (-1.0, -3.0, -1.0)}
+    write_task(step_dir, template="twice", **twice)
     by_template = {result.template: result for result in report.load_results([tmp_path])}
     assert by_template["tie"].near_ties == 10 and by_template["tie"].not_finite == 0
+    assert by_template["twice"].near_ties == 0
     assert by_template["nan"].not_finite == 10 and by_template["nan"].near_ties == 0
     assert any(
         "10 examples with scores that are not finite" in n

@@ -3,12 +3,21 @@
 import json
 
 import pytest
+from orbax.checkpoint._src.path import gcs_utils
 
 from t0x.cli import tasks as cli_tasks
 from t0x.cli.select import select
-from t0x.results import selection
+from t0x.results import format, selection
 
 TASKS = ["a_score_eval", "b_score_eval"]
+
+
+def summary(task, step, accuracy, examples=10):
+    return format.Summary(
+        *(task, "data", None, "prompt", "category", "seen", examples, accuracy, 0.5, {}),
+        step=step,
+        split="validation",
+    )
 
 
 def make_run(folder, kept, results):
@@ -19,8 +28,7 @@ def make_run(folder, kept, results):
         place = folder / "inference_eval/rank_classification" / str(step)
         place.mkdir(parents=True)
         for task, accuracy in found.items():
-            summary = {"accuracy": accuracy, "examples": 10, "split": "validation"}
-            (place / f"{task}.json").write_text(json.dumps(summary))
+            (place / f"{task}.json").write_text(summary(task, step, accuracy).text())
         (place / "unfinished_score_eval.jsonl").write_text("")
     return folder
 
@@ -48,6 +56,18 @@ def test_ties_go_to_the_earlier_checkpoint(tmp_path):
     assert selection.choose(selection.read_candidates(run, TASKS)).step == 10
 
 
+def test_a_checkpoint_that_is_half_written_is_not_chosen(run, monkeypatch):
+    """In a bucket a directory has its final name from the start; a marker says it is complete."""
+    monkeypatch.setattr(gcs_utils, "is_gcs_path", lambda path: True)
+    for step in (100, 400):
+        (run / f"checkpoint_{step}/commit_success.txt").touch()
+    candidates = selection.read_candidates(run, TASKS)
+    assert [one.step for one in candidates if one.kept] == [100, 400]
+    assert selection.choose(candidates) is None  # 200 has the best results of those with both
+    (run / "checkpoint_200/commit_success.txt").touch()
+    assert selection.choose(selection.read_candidates(run, TASKS)).step == 200
+
+
 def test_common_counts_what_every_evaluated_checkpoint_has(run):
     candidates = selection.read_candidates(run, TASKS, common=True)
     assert {one.step: one.mean for one in candidates} == {100: 0.8, 200: 0.5, 300: 0.9, 400: None}
@@ -62,19 +82,19 @@ def test_results_may_lie_elsewhere(run, tmp_path):
 
 def test_unlike_evaluations_are_not_compared(run):
     place = run / "inference_eval/rank_classification/200/a_score_eval.json"
-    place.write_text(json.dumps({"accuracy": 1, "examples": 5, "split": "validation"}))
+    place.write_text(summary("a_score_eval", 200, 1.0, examples=5).text())
     message = "a_score_eval was evaluated on 10 rows of validation at step 100 and on 5 of"
     with pytest.raises(ValueError, match=message):
         selection.read_candidates(run, TASKS)
     place.write_text("{")
-    with pytest.raises(ValueError, match=r"200/a_score_eval.json: not a summary"):
+    with pytest.raises(ValueError, match=r"200/a_score_eval.json: not valid JSON"):
         selection.read_candidates(run, TASKS)
 
 
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such directory"):
         selection.read_candidates(tmp_path / "nowhere", TASKS)
-    with pytest.raises(FileNotFoundError, match="no checkpoint_N in it"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint_N in it"):
         selection.read_candidates(tmp_path, TASKS)
 
 
