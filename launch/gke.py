@@ -3,7 +3,7 @@
 from typing import Any
 
 from t0x.launch.job import PREEMPTED_EXIT_CODE, Job
-from t0x.launch.slices import get_slice
+from t0x.plan.slices import parse_machines
 
 
 def make_manifest(
@@ -33,7 +33,7 @@ def make_manifest(
     """
     if slices < 1:
         raise ValueError(f"--slices {slices} must be at least 1")
-    tpu = get_slice(topology)
+    tpu = parse_machines(topology)
     container = {
         "name": "t5x",
         "image": image,
@@ -50,7 +50,7 @@ def make_manifest(
         # Time to write a checkpoint after SIGTERM.
         "terminationGracePeriodSeconds": 60,
         "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": tpu.gke_accelerator,
+            "cloud.google.com/gke-tpu-accelerator": tpu.chip.gke_accelerator,
             "cloud.google.com/gke-tpu-topology": tpu.shape,
             **({"cloud.google.com/gke-spot": "true"} if spot else {}),
         },

@@ -3,7 +3,7 @@
 from typing import Any
 
 from t0x.launch.job import PREEMPTED_EXIT_CODE, Job
-from t0x.launch.slices import get_slice
+from t0x.plan.slices import parse_machines
 
 
 def make_task(
@@ -32,11 +32,11 @@ def make_task(
         raise ValueError("give either --topology (TPU) or --accelerators (GPU)")
     resources: dict[str, Any] = {"use_spot": spot}
     if topology is not None:
-        tpu = get_slice(topology)
+        tpu = parse_machines(topology)
         resources |= {
             "infra": "gcp",
             "accelerators": f"tpu-{tpu.accelerator_type}:1",
-            "accelerator_args": {"tpu_vm": True, "runtime_version": tpu.runtime_version},
+            "accelerator_args": {"tpu_vm": True, "runtime_version": tpu.chip.runtime_version},
         }
         flags = ["--multiprocess_gpu"]
     else:

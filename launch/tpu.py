@@ -6,7 +6,7 @@ import time
 
 from t0x.launch.commands import CommandRunner
 from t0x.launch.job import PREEMPTED_EXIT_CODE, Job
-from t0x.launch.slices import Slice, get_slice
+from t0x.plan.slices import Slice, parse_machines
 
 _POLL_SECONDS = 60.0
 _GONE = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "SUSPENDING", "FAILED")
@@ -49,7 +49,7 @@ class TpuVm:
 
     Attributes:
       name: of the TPU VM and of its queued resource.
-      topology: "v5e:16x16", see `t0x.launch.slices`.
+      topology: "v5e:16x16", see `t0x.plan.slices`.
       zone: Google Cloud zone.
       project: Google Cloud project; gcloud's own default when None.
       spot: cheaper machines that may be taken away.
@@ -70,7 +70,7 @@ class TpuVm:
     @property
     def slice(self) -> Slice:
         """The slice asked for."""
-        return get_slice(self.topology)
+        return parse_machines(self.topology)
 
     def _gcloud(self, *words: str) -> list[str]:
         project = [f"--project={self.project}"] if self.project else []
@@ -91,10 +91,10 @@ class TpuVm:
         machine = [f"--accelerator-type={self.slice.accelerator_type}"]
         spot = ["--spot"] if self.spot else []
         if not self.queued:
-            version = f"--version={self.slice.runtime_version}"
+            version = f"--version={self.slice.chip.runtime_version}"
             self.runner.run(self._gcloud("tpu-vm", "create", self.name, *machine, version, *spot))
             return
-        version = f"--runtime-version={self.slice.runtime_version}"
+        version = f"--runtime-version={self.slice.chip.runtime_version}"
         node = f"--node-id={self.name}"
         self.runner.run(
             self._gcloud("queued-resources", "create", self.name, node, *machine, version, *spot)

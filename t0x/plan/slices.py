@@ -1,4 +1,7 @@
-"""TPU slices by name, what their makers say of a chip, and their devices without having any."""
+"""TPU slices by name: their chips, machines and names in the cloud, and devices without having any.
+
+Names and sizes are those of Google Cloud's TPU documentation.
+"""
 
 import dataclasses
 import math
@@ -19,6 +22,9 @@ class Chip:
       link_bytes: bytes a second that it sends over all its links to other chips of its slice.
       network_bytes: bytes a second that it sends over the data centre's network to other slices.
       largest: the largest slice's grid.
+      accelerator: first part of a slice's name in `gcloud compute tpus`.
+      runtime_version: image of TPU VMs.
+      gke_accelerator: value of GKE's node label cloud.google.com/gke-tpu-accelerator.
       config: libtpu's chip configuration that makes one device of a chip's cores, or None.
     """
 
@@ -29,6 +35,9 @@ class Chip:
     link_bytes: float
     network_bytes: float
     largest: tuple[int, ...]
+    accelerator: str
+    runtime_version: str
+    gke_accelerator: str
     config: str | None = None
 
     @property
@@ -44,10 +53,22 @@ MEGACHIP = "megachip_tccontrol"
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", 275e12, 2**18, int(31.25 * GIB), 300e9, 3.125e9, (16, 16, 16), "megacore"),
-        Chip("v5e", 197e12, 2**17, int(15.75 * GIB), 200e9, 3.125e9, (16, 16)),
-        Chip("v5p", 459e12, 2**18, int(95.74 * GIB), 600e9, 6.25e9, (16, 16, 24), MEGACHIP),
-        Chip("v6e", 918e12, 2**19, int(31.25 * GIB), 400e9, 12.5e9, (16, 16)),
+        Chip(
+            *("v4", 275e12, 2**18, int(31.25 * GIB), 300e9, 3.125e9, (16, 16, 16)),
+            *("v4", "tpu-ubuntu2204-base", "tpu-v4-podslice", "megacore"),
+        ),
+        Chip(
+            *("v5e", 197e12, 2**17, int(15.75 * GIB), 200e9, 3.125e9, (16, 16)),
+            *("v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
+        ),
+        Chip(
+            *("v5p", 459e12, 2**18, int(95.74 * GIB), 600e9, 6.25e9, (16, 16, 24)),
+            *("v5p", "v2-alpha-tpuv5", "tpu-v5p-slice", MEGACHIP),
+        ),
+        Chip(
+            *("v6e", 918e12, 2**19, int(31.25 * GIB), 400e9, 12.5e9, (16, 16)),
+            *("v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice"),
+        ),
     )
 }
 
@@ -68,13 +89,47 @@ class Slice:
 
     @property
     def name(self) -> str:
-        shape = f"{self.chip.kind}:{'x'.join(map(str, self.grid))}"
-        return shape if self.count == 1 else f"{self.count}*{shape}"
+        """As `parse_slice` reads it."""
+        one = f"{self.chip.kind}:{self.shape}"
+        return one if self.count == 1 else f"{self.count}*{one}"
+
+    @property
+    def shape(self) -> str:
+        """The grid alone, "16x16"."""
+        return "x".join(map(str, self.grid))
 
     @property
     def chips(self) -> int:
         """Chips of all slices."""
         return self.count * math.prod(self.grid)
+
+    @property
+    def chips_per_host(self) -> int:
+        """Chips of one machine."""
+        each = math.prod(self.grid)
+        # Flat slices of up to eight chips are one machine; all others are made of machines of four.
+        return each if each <= (8 if len(self.grid) == 2 else 4) else 4
+
+    @property
+    def hosts(self) -> int:
+        """Machines of all slices.
+
+        Raises:
+          ValueError: there is no such number of whole machines.
+        """
+        if self.chips % self.chips_per_host:
+            raise ValueError(
+                f"--topology {self.name} is not a whole number of {self.chips_per_host}-chip "
+                "machines"
+            )
+        return self.chips // self.chips_per_host
+
+    @property
+    def accelerator_type(self) -> str:
+        """Name of one slice in `gcloud compute tpus`, "v5litepod-256"."""
+        # Grids of three dimensions are named by cores, two a chip.
+        cores = 2 if len(self.grid) == 3 else 1
+        return f"{self.chip.accelerator}-{cores * math.prod(self.grid)}"
 
     def devices(self) -> list[Any]:
         """Descriptions of its devices, which programs can be compiled for.
@@ -101,9 +156,9 @@ class Slice:
             options["chip_config_name"] = self.chip.config
         if self.count > 1:
             options["num_slices"] = self.count
-        shape = f"{self.chip.kind}:{'x'.join(map(str, self.grid))}"
+        one = f"{self.chip.kind}:{self.shape}"
         try:
-            topology = topologies.get_topology_desc(platform="tpu", topology_name=shape, **options)
+            topology = topologies.get_topology_desc(platform="tpu", topology_name=one, **options)
         except Exception as error:  # libtpu's status errors share no other class
             raise ValueError(
                 f"--topology {self.name}: libtpu knows no such slice ({_first_line(error)})"
@@ -142,6 +197,19 @@ def parse_slice(text: str) -> Slice:
             f"4*{largest}, with PjitPartitioner.ici_mesh_shape and dcn_mesh_shape bound"
         )
     return Slice(chip, grid, int(count or 1))
+
+
+def parse_machines(text: str) -> Slice:
+    """The one slice named "v5e:16x16", to be had as machines.
+
+    Raises:
+      ValueError: `parse_slice` raises, it names several, or it is no number of whole machines.
+    """
+    place = parse_slice(text)
+    if place.count > 1:
+        raise ValueError(f"--topology {text}: give one slice; GKE takes several by --slices")
+    _ = place.hosts
+    return place
 
 
 def _first_line(error: Exception) -> str:

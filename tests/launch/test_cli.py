@@ -1,5 +1,8 @@
 """`t0x launch`, where nothing is run."""
 
+import subprocess
+import sys
+
 import pytest
 import typer.testing
 
@@ -53,3 +56,15 @@ def test_mistakes_are_named(words, message):
 
 def test_slurm_installs_nothing():
     assert _launch("slurm", *JOB, "--package", "t0x").exit_code == 2
+
+
+def test_a_dry_run_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys; from t0x import cli; "
+        "cli.app(sys.argv[1:], standalone_mode=False); "
+        "print(sorted({'jax', 'numpy', 'tensorflow'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "launch", "gke", *JOB, "--dry_run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "cloud.google.com/gke-tpu-topology: 16x16" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t0x.launch.slices import get_slice
+from t0x.plan.slices import parse_machines
 
 
 @pytest.mark.parametrize(
@@ -19,17 +19,23 @@ from t0x.launch.slices import get_slice
     ],
 )
 def test_names_and_hosts(topology, accelerator_type, hosts):
-    tpu = get_slice(topology)
+    tpu = parse_machines(topology)
     assert (tpu.accelerator_type, tpu.hosts) == (accelerator_type, hosts)
 
 
 @given(st.sampled_from(["v5e", "v6e"]), st.sampled_from([1, 2, 4, 8, 16]))
 def test_hosts_hold_all_chips(kind, width):
-    tpu = get_slice(f"{kind}:{width}x{width}")
+    tpu = parse_machines(f"{kind}:{width}x{width}")
     assert tpu.hosts * tpu.chips_per_host == tpu.chips == width * width
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:16", "v3:8x8", "v4:4x4", "v5e:axb", "v5e:0x2"])
+@pytest.mark.parametrize(
+    "topology",
+    [
+        *("v5e", "v5e:16", "v3:8x8", "v4:4x4", "v5e:axb", "v5e:0x2"),
+        *("2*v5e:4x4", "v5e:3x3", "v5e:64x64"),
+    ],
+)
 def test_what_is_no_slice_is_refused(topology):
     with pytest.raises(ValueError, match="--topology"):
-        get_slice(topology)
+        parse_machines(topology)
