@@ -16,7 +16,7 @@ from etils import epath
 
 from t5x import gin_utils, models, partitioning, utils
 from t5x.data.datasets import get_provider
-from t5x.inference.chunks import Output, Reader, agree, infer_task
+from t5x.inference.chunks import Output, Reader, infer_task
 from t5x.inference.files import (
     MODES,
     Inferences,
@@ -24,6 +24,7 @@ from t5x.inference.files import (
     merge_chunks_to_file,
     write_inferences_to_file,
 )
+from t5x.run import processes
 from t5x.run.console import console, log_ignored
 
 __all__ = [
@@ -166,7 +167,7 @@ def infer(
 
     for task in tasks:
         output = Output(folder, task.name, mode, file_extension, shard_id, num_shards)
-        if agree(output.is_complete()):
+        if processes.decide(output.is_complete):
             console.say(f"{task.name}: {output.file} is there already")
         else:
             vocabulary = task.output_features[output_vocab_feature_name].vocabulary

@@ -1,5 +1,6 @@
 """Compiles the train step, no more: `python -m t5x.precompile --gin_file=PRECOMPILE.gin …`."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5x import models, partitioning, train_state, utils
+from t5x import models, partitioning, utils
 from t5x import trainer as trainer_lib
 from t5x.run.console import console
 from t5x.run.progress import format_count, format_seconds
+from t5x.trainer import preparation
 
-_LEARNING_RATE = 1e-3
+_PLAIN_TRAINER = functools.partial(
+    trainer_lib.Trainer, learning_rate_fn=lambda step: 1e-3, num_microbatches=None
+)
 
 
 def precompile(
@@ -23,6 +27,7 @@ def precompile(
     partitioner: partitioning.PjitPartitioner,
     model_dir: str,
     random_seed: int | None,
+    trainer_cls: Callable[..., trainer_lib.BaseTrainer] | None = None,
     get_dataset_fn: Callable[..., Any] = utils.get_dataset,
     verify_matching_vocabs_fn: Callable[..., None] | None = utils.verify_matching_vocabs,
 ) -> None:
@@ -38,6 +43,8 @@ def precompile(
       partitioner: gives devices and shardings.
       model_dir: where the files go.
       random_seed: of the dropout key that is compiled in; 42 when None.
+      trainer_cls: the run's trainer, whose step it is: its microbatches, learning rate and weight
+        metrics. None stands for one without microbatches, at a constant rate.
       get_dataset_fn: reads `train_dataset_cfg`.
       verify_matching_vocabs_fn: checks task against model; None for no check.
     """
@@ -55,38 +62,16 @@ def precompile(
         partitioner=partitioner,
         data_layout=layout,
     )
-    batch = {
-        name: jax.ShapeDtypeStruct((layout.batch_size, *spec.shape[1:]), spec.dtype)
-        for name, spec in batches.element_spec.items()
-    }
-    initializer = utils.TrainStateInitializer(
-        optimizer_def=model.optimizer_def,
-        init_fn=model.get_initial_variables,
-        input_shapes={name: x.shape for name, x in batch.items()},
-        input_types={name: x.dtype for name, x in batch.items()},
-        partitioner=partitioner,
+    lowered = preparation.lower_train_step(
+        trainer_cls or _PLAIN_TRAINER,
+        model,
+        partitioner,
+        preparation.make_initializer(
+            utils.TrainStateInitializer, model, partitioner, train_dataset_cfg
+        ),
+        batches.global_shapes,
+        jax.random.split(jax.random.PRNGKey(random_seed or 42))[1],
     )
-    dropout_rng = jax.random.split(jax.random.PRNGKey(random_seed or 42))[1]
-
-    def train_step(state: train_state.TrainState, batch: trainer_lib.Batch) -> Any:
-        return trainer_lib.train_with_lr(
-            state,
-            batch,
-            learning_rate=_LEARNING_RATE,
-            dropout_rng=dropout_rng,
-            model=model,
-            num_microbatches=None,
-            data_partition_spec=partitioner.data_partition_spec,
-        )
-
-    axes = initializer.train_state_axes
-    step = partitioner.partition(
-        train_step,
-        in_axis_resources=(axes, partitioner.data_partition_spec),
-        out_axis_resources=(axes, None),
-        donate_argnums=(0,),
-    )
-    lowered = step.lower(initializer.global_train_state_shape, batch)
     (folder / "lowered_hlo_pre_optimization").write_bytes(
         lowered.compiler_ir(dialect="hlo").as_serialized_hlo_module_proto()
     )

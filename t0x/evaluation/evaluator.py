@@ -256,12 +256,11 @@ class RankEvaluator:
 
     def _agree(self, stored: Mapping[str, Any]) -> set[str]:
         """Tasks not to score: what process 0 has found, for every process to leave out."""
-        import jax
-        from jax.experimental import multihost_utils
+        from t5x.run import processes
 
-        flags = np.array([survey.name in stored for survey in self._surveys], bool)
-        if jax.process_count() > 1:
-            flags = multihost_utils.broadcast_one_to_all(flags)
+        flags = processes.decide(
+            lambda: [survey.name in stored for survey in self._surveys], (len(self._surveys),)
+        )
         return {s.name for s, flag in zip(self._surveys, flags, strict=True) if flag}
 
     def _pack(self, survey: _Survey, stored: bool) -> _Waiting:

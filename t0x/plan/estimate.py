@@ -149,7 +149,7 @@ class Estimate:
             "chips": self.slice.chips,
             "mesh": self.step.mesh,
             "settings": list(self.settings),
-            "batch": {name: list(shape) for name, shape in self.step.shapes.items()},
+            "batch": {name: list(x.shape) for name, x in self.step.batch.items()},
             "parameters": self.step.parameters,
             "tokens_per_step": self.step.tokens,
             "model_flops": self.step.flops,

@@ -13,10 +13,11 @@ from typing import Any
 
 import gin
 import jax
-from jax import numpy as jnp
 
 from t5x import gin_utils
 from t5x import train as train_lib
+from t5x.data.shapes import batch_shapes, count_tokens
+from t5x.trainer import preparation
 
 # Registers tasks from prompts that need not be installed to plan a run.
 TASK_MODULES = ("t0x.tasks.p3",)
@@ -94,50 +95,25 @@ def trace(run: dict[str, Any], devices: Sequence[jax.Device]) -> "Step":
     """
     model, partitioner, dataset = run["model"], run["partitioner"], run["train_dataset_cfg"]
     partitioner.devices = list(devices)
-    layout = partitioner.get_data_layout(dataset.batch_size)
-    converter = model.FEATURE_CONVERTER_CLS(pack=dataset.pack)
-    lengths = converter.get_model_feature_lengths(dataset.task_feature_lengths)
-    shapes = {name: (layout.batch_size, length) for name, length in lengths.items()}
+    batch = batch_shapes(model, dataset, partitioner.get_data_layout(dataset.batch_size).batch_size)
     implementation = jax.config.jax_default_prng_impl
     if run["use_hardware_rng"] or run["random_seed"] is None:
         implementation = "unsafe_rbg"
     with jax.default_prng_impl(implementation):
-        initializer = run["train_state_initializer_cls"](
-            optimizer_def=model.optimizer_def,
-            init_fn=model.get_initial_variables,
-            input_shapes=shapes,
-            partitioner=partitioner,
+        initializer = preparation.make_initializer(
+            run["train_state_initializer_cls"], model, partitioner, dataset
         )
-        trainer = run["trainer_cls"](
-            model=model,
-            train_state=initializer.global_train_state_shape,
-            partitioner=partitioner,
-            eval_names=[],
-            summary_dir=None,
-            train_state_axes=initializer.train_state_axes,
-            rng=jax.random.PRNGKey(0),
+        lowered = preparation.lower_train_step(
+            run["trainer_cls"], model, partitioner, initializer, batch, jax.random.PRNGKey(0)
         )
-        batch = {
-            name: jax.ShapeDtypeStruct(shape, _feature_dtype(converter, name))
-            for name, shape in shapes.items()
-        }
-        with trainer:
-            lowered = trainer.lower_train(batch)
     return Step(
         lowered=lowered,
         mesh=dict(partitioner.mesh.shape),
-        shapes=shapes,
+        batch=batch,
         parameters=count_parameters(initializer.global_train_state_shape.params),
-        flops=count_flops(model, shapes),
+        flops=count_flops(model, batch),
         steps=count_steps(run),
     )
-
-
-def _feature_dtype(converter: Any, name: str) -> Any:
-    features = converter.MODEL_FEATURES
-    if name in features:
-        return jnp.dtype(features[name].dtype.as_numpy_dtype)
-    return jnp.dtype("int32")  # positions and segments of packed rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +123,7 @@ class Step:
     Attributes:
       lowered: the traced computation.
       mesh: size of each mesh axis.
-      shapes: global shape of each model feature.
+      batch: global shape and dtype of each model feature.
       parameters: number of them.
       flops: floating-point operations that the model's own matrix products need for one batch,
         forward and backward, without recomputation; None for networks of unknown shape.
@@ -156,7 +132,7 @@ class Step:
 
     lowered: jax.stages.Lowered
     mesh: dict[str, int]
-    shapes: dict[str, tuple[int, int]]
+    batch: dict[str, jax.ShapeDtypeStruct]
     parameters: int
     flops: float | None
     steps: int
@@ -164,8 +140,7 @@ class Step:
     @property
     def tokens(self) -> int:
         """Token slots of a batch, inputs and targets, padding included."""
-        names = ("encoder_input_tokens", "decoder_target_tokens")
-        return sum(math.prod(self.shapes[name]) for name in names if name in self.shapes)
+        return count_tokens(self.batch)
 
 
 def count_steps(run: Mapping[str, Any]) -> int:
@@ -183,7 +158,7 @@ def count_parameters(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def count_flops(model: Any, shapes: Mapping[str, Sequence[int]]) -> float | None:
+def count_flops(model: Any, batch: Mapping[str, jax.ShapeDtypeStruct]) -> float | None:
     """Matrix-product operations of forward and backward; attention over whole rows.
 
     Six for each multiply-add of the forward pass (two each way, and two more for the gradient of
@@ -193,8 +168,8 @@ def count_flops(model: Any, shapes: Mapping[str, Sequence[int]]) -> float | None
     config = getattr(getattr(model, "module", None), "config", None)
     if not hasattr(config, "num_encoder_layers"):
         return None
-    rows, inputs = shapes["encoder_input_tokens"]
-    targets = shapes["decoder_target_tokens"][1]
+    rows, inputs = batch["encoder_input_tokens"].shape
+    targets = batch["decoder_target_tokens"].shape[1]
     width, joined = config.emb_dim, config.num_heads * config.head_dim
     projections = 4 * width * joined
     mlp = (len(config.mlp_activations) + 1) * width * config.mlp_dim

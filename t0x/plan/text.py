@@ -42,7 +42,7 @@ def print_estimate(estimate: Estimate, steps: int, price: float | None, console:
 
 
 def _batch(estimate: Estimate) -> str:
-    shapes = estimate.step.shapes
+    shapes = {name: x.shape for name, x in estimate.step.batch.items()}
     names = ("encoder_input_tokens", "decoder_target_tokens")
     lengths = [str(shapes[name][1]) for name in names if name in shapes]
     return f"{next(iter(shapes.values()))[0]} rows of ({', '.join(lengths)})"
@@ -133,7 +133,7 @@ def print_comparison(estimates: Sequence[Estimate], console: Console) -> None:
         table.add_column(column)
     first = next((x.total_cycles for x in estimates if x.fits), None)
     for x in estimates:
-        rows = f"{next(iter(x.step.shapes.values()))[0] / x.slice.chips:g}"
+        rows = f"{next(iter(x.step.batch.values())).shape[0] / x.slice.chips:g}"
         if x.shortage:
             table.add_row(x.slice.name, rows, "does not fit", *[""] * 5)
             continue

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import seqio
 import tensorflow as tf
 from absl import logging
-from jax.experimental import multihost_utils
 
 from t5x.data import provenance
+from t5x.run import processes
 from t5x.run.console import log_ignored
 
 FeatureConverterClass = Callable[..., seqio.FeatureConverter]
@@ -189,7 +188,7 @@ def get_dataset(
     provider = get_provider(cfg)
     seed = cfg.seed
     if seed is None:
-        seed = int(multihost_utils.broadcast_one_to_all(np.int32(time.time())))
+        seed = processes.decide(lambda: int(time.time()))
     each = total // num_shards
     parts = [
         _read_shard(cfg, provider, shard, total, feature_converter_cls, num_epochs, seed)

@@ -70,6 +70,19 @@ class ShardedDatasetIterator(clu_iterator.DatasetIterator):
         return {name: value for name, value in spec.items() if name != provenance.FEATURE}
 
     @property
+    def global_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, dtype and sharding of each feature of the global batch."""
+        sharding = jax.sharding.NamedSharding(
+            self._partitioner.mesh, self._partitioner.data_partition_spec
+        )
+        return {
+            name: jax.ShapeDtypeStruct(
+                (self._batch_size, *spec.shape[1:]), spec.dtype, sharding=sharding
+            )
+            for name, spec in self.element_spec.items()
+        }
+
+    @property
     def iterator(self) -> Any:
         """The underlying iterator."""
         return self._iterator

@@ -8,17 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import seqio
 import tensorflow as tf
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from t5x import utils
-from t5x.inference.files import (
-    Inferences,
-)
+from t5x.inference.files import Inferences
+from t5x.run import processes
 from t5x.run.console import console, log_ignored
 from t5x.run.progress import format_seconds
 
@@ -37,7 +34,7 @@ def infer_task(
     is_writer = jax.process_index() == 0
     if is_writer:
         output.open_chunks(settings)
-    first = agree(output.count_chunks())
+    first = processes.decide(output.count_chunks)
     chunks = reader.read(task, first, output if checkpoint_ds_iter else None)
     with (
         concurrent.futures.ThreadPoolExecutor(1) as read_thread,
@@ -71,11 +68,6 @@ def infer_task(
         f"{task.name}: {rows} rows{resumed} in {format_seconds(time.monotonic() - started)}, "
         f"{output.file}"
     )
-
-
-def agree(value: int) -> int:
-    """What process 0 sees in its files, which others may see later or never."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _split_auxiliary(results: Any) -> Inferences:

@@ -23,9 +23,14 @@ class Preempted(Exception):
 
 
 class StopListener:
-    """Notes SIGTERM from `listen()` on until its context ends."""
+    """Notes SIGTERM from `listen()` on until its context ends.
+
+    Attributes:
+      stopped: whether the run was told to stop and has taken note.
+    """
 
     def __init__(self) -> None:
+        self.stopped = False
         self._signalled = False
         self._interruptible = False
 
@@ -51,17 +56,27 @@ class StopListener:
     def requested(self, step: int) -> bool:
         """Whether to stop now; every process asks at every step and gets the same answer."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._signalled
+            self.stopped = multihost_utils.reached_preemption_sync_point(step)
+        else:
+            self.stopped = self._signalled
+        return self.stopped
+
+    def raise_if_stopped(self, step: int, saved: bool) -> None:
+        """Raises Preempted if the run was stopped, at `step`, with or without a checkpoint."""
+        if self.stopped:
+            state = "its checkpoint is saved" if saved else "no checkpoints are configured"
+            raise Preempted(f"stopped by SIGTERM at step {step}, {state}; the same command goes on")
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within the context, which may last long, SIGTERM raises Preempted at once.
+        """Within the context, which may last long, SIGTERM ends it at once.
 
         With several processes it does not: they would part company.
         """
         self._interruptible = True
         try:
             yield
+        except Preempted:
+            self.stopped = True
         finally:
             self._interruptible = False

@@ -9,6 +9,9 @@ import clu.values
 import numpy as np
 from absl import logging
 
+from t5x.run import processes
+from t5x.run.console import log_ignored
+
 MetricValues = Mapping[str, Any]
 
 
@@ -30,6 +33,58 @@ class BaseAction(abc.ABC):
 
 
 ActionMapType = Mapping[ActionMode, Sequence[BaseAction]]
+
+
+class Judge:
+    """Asks the actions of a run whether it should stop.
+
+    Args:
+      actions: {"TRAIN" | "TRAIN_EVAL" | "INFER_EVAL": actions}.
+      concurrent_metrics: metrics are computed while training goes on, so that actions which wait
+        for them are left out.
+
+    Attributes:
+      stop: whether one of them said so.
+
+    Raises:
+      ValueError: a key is none of these.
+    """
+
+    def __init__(
+        self, actions: Mapping[str, Sequence[BaseAction]] | None, concurrent_metrics: bool
+    ) -> None:
+        modes = ActionMode.__members__
+        unknown = set(actions or {}) - set(modes)
+        if unknown:
+            raise ValueError(f"train.actions has unknown key {unknown}; use {', '.join(modes)}")
+        self._actions = {modes[name]: some for name, some in (actions or {}).items() if some}
+        self.stop = False
+        for mode in (ActionMode.TRAIN, ActionMode.INFER_EVAL):
+            if concurrent_metrics and self._actions.pop(mode, None):
+                log_ignored(
+                    f"train.actions['{mode.name}']", "bind train.concurrent_metrics = False"
+                )
+
+    def __call__(self, mode: ActionMode, train_state: Any, metrics_by_task: Any) -> None:
+        """Process 0 runs the actions of a mode, all take its verdict.
+
+        Args:
+          mode: what was just done.
+          train_state: the state after it.
+          metrics_by_task: {task: {metric: value}}, or futures where it or a task's metrics stand;
+            they are waited for only if an action wants them.
+        """
+        actions = self._actions.get(mode)
+        if not actions:
+            return
+        values = {name: _wait(metrics) for name, metrics in (_wait(metrics_by_task) or {}).items()}
+        # All of them see every value, whatever the others say.
+        verdict = processes.decide(lambda: sum(bool(a.run(train_state, values)) for a in actions))
+        self.stop |= bool(verdict)
+
+
+def _wait(value: Any) -> Any:
+    return value.result() if hasattr(value, "result") else value
 
 
 def _scalar(metrics_by_task: Mapping[str, MetricValues], task: str, metric: str) -> float | None:

@@ -43,10 +43,8 @@ class BaseTrainer:
       rng: the run's key.
 
     Attributes:
-      stop_training: set by actions; the loop in `train.train` looks at it.
-      on_step: called with (step reached, that step's metrics, still on the devices).
-      should_stop: asked after every step, with the step reached, whether to end `train` early.
-      interrupted: whether `should_stop` said so.
+      train_state: the state after the steps dispatched so far.
+      stop_training: upstream's; a trainer that sets it ends the run.
     """
 
     def __init__(
@@ -68,9 +66,6 @@ class BaseTrainer:
         self._compiled_train_step: Callable[..., Any] | None = None
         self._started = time.monotonic()
         self.stop_training = False
-        self.on_step: Callable[[int, Metrics], None] | None = None
-        self.should_stop: Callable[[int], bool] | None = None
-        self.interrupted = False
         self._loss_watch = replay.LossWatch(summary_dir) if stop_on_non_finite_loss else None
         self.train_metrics_manager = MetricsManager("train", summary_dir)
         self.eval_metrics_managers = {
@@ -97,11 +92,21 @@ class BaseTrainer:
         raise NotImplementedError
 
     def train(
-        self, batch_iter: Iterator[Batch], num_steps: int, start_step: int | None = None
+        self,
+        batch_iter: Iterator[Batch],
+        num_steps: int,
+        start_step: int | None = None,
+        after_step: Callable[[int, Metrics], bool] = lambda step, metrics: False,
     ) -> concurrent.futures.Future:
-        """Trains for `num_steps`.
+        """Trains for `num_steps`, or fewer.
 
         Steps are dispatched without waiting for the devices.
+
+        Args:
+          batch_iter: global batches.
+          num_steps: steps to take, at least 1.
+          start_step: steps that the state has behind it; asked of the state when None.
+          after_step: called with (step reached, its metrics, still on the devices); True ends here.
 
         Returns:
           A future of {metric name: clu value} over these steps.
@@ -121,10 +126,7 @@ class BaseTrainer:
                 describe = getattr(batch_iter, "describe_batch", None)
                 name_tasks = describe() if describe else tuple
                 self._loss_watch.note(step + 1, update["loss"].total, batch, name_tasks)
-            if self.on_step:
-                self.on_step(step + 1, update)
-            if self.should_stop and self.should_stop(step + 1):
-                self.interrupted = True
+            if after_step(step + 1, update):
                 num_steps = step + 1 - first
                 break
         if metrics is None:

@@ -5,10 +5,12 @@ Real processes, one of which is lost, are in tests/e2e/test_faults.py.
 
 import types
 
+import numpy as np
 import pytest
 
 from t5x import train, utils
 from t5x.checkpoints.reading import UnreadableCheckpointError
+from t5x.run import processes
 
 MODEL_DIR_STEPS = (8, 16, 24)
 
@@ -46,11 +48,11 @@ def resume(monkeypatch, tmp_path):
             return [tried[-1] in steps for steps in damaged]
 
         def broadcast(step):
-            return step if seen_by_process_0 is None else seen_by_process_0
+            return step if seen_by_process_0 is None else np.int32(seen_by_process_0)
 
         monkeypatch.setattr(utils, "create_checkpoint_manager_and_restore", restore)
         collectives = {"process_allgather": gather, "broadcast_one_to_all": broadcast}
-        monkeypatch.setattr(train, "multihost_utils", types.SimpleNamespace(**collectives))
+        monkeypatch.setattr(processes, "multihost_utils", types.SimpleNamespace(**collectives))
         iterator = Iterator()
         initializer = types.SimpleNamespace(from_scratch=lambda _: "fresh state")
         config = utils.CheckpointConfig(save=utils.SaveCheckpointConfig(period=8))

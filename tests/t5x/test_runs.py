@@ -14,6 +14,7 @@ from pathlib import Path
 import gin
 import jax
 import jax.numpy as jnp
+import jaxlib.xla_client
 import numpy as np
 import pytest
 import seqio
@@ -159,7 +160,8 @@ def test_a_fine_tuning_file_of_upstreams_runs(echo, checkpoint, tmp_path):
     assert list((tmp_path / "training_eval" / "echo").glob("events.*"))
 
 
-def test_precompile_writes_the_programs(echo, tmp_path, capsys):
+@pytest.mark.parametrize(("num_microbatches", "rows"), [("None", 8), ("2", 4)])
+def test_precompile_writes_the_programs_of_the_run(echo, tmp_path, capsys, num_microbatches, rows):
     bindings = {
         "MODEL_DIR": repr(str(tmp_path)),
         "MIXTURE_OR_TASK_NAME": "'echo'",
@@ -168,6 +170,7 @@ def test_precompile_writes_the_programs(echo, tmp_path, capsys):
         "DROPOUT_RATE": "0.0",
         "BATCH_SIZE": "8",
         "USE_CACHED_TASKS": "False",
+        "trainer.Trainer.num_microbatches": num_microbatches,
     }
     echo(
         ["echo_model.gin", "t5x/configs/runs/precompile.gin"],
@@ -177,6 +180,11 @@ def test_precompile_writes_the_programs(echo, tmp_path, capsys):
     assert np.load(tmp_path / "assignment").tolist() == [[0]]
     for name in ("lowered_hlo_pre_optimization", "lowered_hlo_post_optimization"):
         assert b"jit_train_step" in (tmp_path / name).read_bytes()
+    program = (tmp_path / "lowered_hlo_pre_optimization").read_bytes()
+    text = jaxlib.xla_client.XlaComputation(program).as_hlo_text()
+    # Embedded input tokens, as the encoder sees them, of a microbatch.
+    assert f"f32[{rows},24,16]" in text
+    assert f"f32[{12 - rows},24,16]" not in text
     assert "for 1 cpu" in capsys.readouterr().out
 
 

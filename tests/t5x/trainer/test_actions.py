@@ -1,7 +1,15 @@
+import concurrent.futures
+
 import clu.values
 import pytest
 
-from t5x.trainer.actions import EarlyStoppingAction, TerminateOnNanAction
+from t5x.trainer.actions import (
+    ActionMode,
+    BaseAction,
+    EarlyStoppingAction,
+    Judge,
+    TerminateOnNanAction,
+)
 
 
 def _stops(action, values):
@@ -38,3 +46,39 @@ def test_early_stopping_checks_its_settings():
 def test_terminate_on_nan():
     action = TerminateOnNanAction("task")
     assert _stops(action, [1.0, float("nan"), float("inf"), 0.0]) == [False, True, True, False]
+
+
+class _Says(BaseAction):
+    def __init__(self, verdict):
+        self.verdict, self.seen = verdict, []
+
+    def run(self, train_state, metrics_by_task):
+        self.seen.append(metrics_by_task)
+        return self.verdict
+
+
+def test_every_action_sees_every_value_and_one_is_enough_to_stop():
+    actions = [_Says(True), _Says(False)]
+    judge = Judge({"TRAIN": actions}, concurrent_metrics=False)
+    future = concurrent.futures.Future()
+    future.set_result({"loss": 1.0})
+    judge(ActionMode.INFER_EVAL, None, {"task": {}})
+    assert not judge.stop
+    judge(ActionMode.TRAIN, None, {"train": future})
+    assert judge.stop
+    assert [action.seen for action in actions] == [[{"train": {"loss": 1.0}}]] * 2
+    judge(ActionMode.TRAIN_EVAL, None, {})
+    assert judge.stop
+
+
+def test_nobody_waits_for_metrics_that_no_action_wants():
+    judge = Judge({"TRAIN": [_Says(True)], "TRAIN_EVAL": [_Says(False)]}, concurrent_metrics=True)
+    never = concurrent.futures.Future()  # would block
+    judge(ActionMode.TRAIN, None, {"train": never})
+    judge(ActionMode.INFER_EVAL, None, never)
+    assert not judge.stop
+
+
+def test_unknown_modes_are_refused():
+    with pytest.raises(ValueError, match=r"unknown key \{'TRIAN'\}; use TRAIN, TRAIN_EVAL"):
+        Judge({"TRIAN": []}, concurrent_metrics=False)
