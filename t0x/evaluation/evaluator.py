@@ -108,6 +108,8 @@ class RankEvaluator:
       ValueError: a task was not registered by t0x.
     """
 
+    __module__ = "t0x.evaluation"  # as gin files, and config.gin, name it
+
     # Tells t5x.eval to hand over the log-probability of every target position.
     scores_tokens = True
 

@@ -30,6 +30,8 @@ class ResultsLogger(seqio.Logger):
             registration's word stands.
     """
 
+    __module__ = "t0x.results"  # as gin files, and config.gin, name it
+
     def __init__(self, output_dir: str, train_mixture: str | None = None) -> None:
         super().__init__(output_dir)
         self._train_mixture = train_mixture

@@ -199,6 +199,8 @@ class Settings:
         bad_lines: "error" or "skip" lines that are no JSON object, see `JsonLines`.
     """
 
+    __module__ = "t0x.sources"  # as gin files, and config.gin, name it
+
     order: Sequence[str] = tuple(OPENERS)
     dataset_order: Mapping[str, Sequence[str]] = field(default_factory=dict)
     bad_lines: str = "error"

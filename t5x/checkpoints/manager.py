@@ -95,6 +95,8 @@ class OrbaxCheckpointManagerInterface:
       ValueError: `metric_mode` is neither 'max' nor 'min'.
     """
 
+    __module__ = "t5x.checkpoints"  # as gin files, and config.gin, name it
+
     def __init__(
         self,
         directory: epath.PathLike,
@@ -401,6 +403,8 @@ class SaveBestCheckpointer(Checkpointer):
       metric_name_to_monitor, metric_mode, keep_checkpoints_without_metrics, force_keep_period:
         see `OrbaxCheckpointManagerInterface`; the others are those of Checkpointer.
     """
+
+    __module__ = "t5x.checkpoints"  # as gin files, and config.gin, name it
 
     def __init__(
         self,
