@@ -12,51 +12,6 @@ from hypothesis import strategies as st
 from t5x.data import records, store
 
 TOKENS = st.lists(st.integers(0, 65535), max_size=20)
-FEATURE = store.Feature(vocabulary="0" * 64, vocabulary_size=32100, add_eos=True)
-
-
-def write_store(directory, tasks, shards=2, text=False):
-    """A store of `tasks`: {name: [(inputs, targets), …]}."""
-    entries = []
-    for task, examples in tasks.items():
-        written, lengths = [], []
-        for number in range(shards):
-            with records.ShardWriter(
-                directory, task, "train", number, shards, "uint16", text
-            ) as writer:
-                for inputs, targets in examples[number::shards]:
-                    writer.write(inputs, targets, (str(inputs), str(targets)) if text else None)
-            written.append(writer.shard)
-            lengths.append(writer.lengths)
-        lengths = np.concatenate(lengths)
-        entry = store.Entry(
-            task=task,
-            split="train",
-            examples=len(examples),
-            shards=tuple(written),
-            lengths_sha256=store.write_lengths(directory, task, "train", lengths),
-            template_hash="0",
-            rate=float(len(examples)),
-            passes=1.0,
-            source_rows=len(examples) + 1,
-            skipped={"no text": 1},
-            truncated_variables=None,
-            input_lengths=store.count_lengths(lengths[:, 0]),
-            target_lengths=store.count_lengths(lengths[:, 1]),
-        )
-        store.write_entry(directory, entry)
-        entries.append(entry)
-    manifest = store.Manifest(
-        mixture="fruit",
-        token_dtype="uint16",
-        text=text,
-        features=dict.fromkeys(store.FEATURES, FEATURE),
-        entries=tuple(entries),
-        missing=(),
-    )
-    store.write_manifest(directory, manifest)
-    return manifest
-
 
 EXAMPLES = {
     "apples": [(list(range(i)), [i, 1]) for i in range(1, 12)],
@@ -96,7 +51,7 @@ def test_lengths_are_counted_by_their_bits(lengths):
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_a_store_is_read_back(tmp_path, text):
+def test_a_store_is_read_back(tmp_path, text, write_store):
     manifest = write_store(tmp_path, EXAMPLES, text=text)
     assert store.read_manifest(tmp_path) == manifest
     assert store.read_entry(tmp_path, "pears", "train") == manifest.entries[1]
@@ -122,7 +77,7 @@ def test_a_store_is_read_back(tmp_path, text):
             reader.read(1, [5])
 
 
-def test_the_same_examples_make_the_same_files(tmp_path):
+def test_the_same_examples_make_the_same_files(tmp_path, write_store):
     one, two = (write_store(tmp_path / name, EXAMPLES) for name in "ab")
     assert one == two
 
@@ -138,7 +93,7 @@ def test_a_shard_that_fails_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
-def test_damage_is_found_and_named(tmp_path, harm):
+def test_damage_is_found_and_named(tmp_path, harm, write_store):
     manifest = write_store(tmp_path, EXAMPLES)
     assert not store.find_damage(tmp_path, manifest.entries[0])
     path = tmp_path / "apples" / store.name_shard("train", 1, 2)
@@ -158,7 +113,7 @@ def test_damage_is_found_and_named(tmp_path, harm):
         records.measure_shard(path, "uint16")
 
 
-def test_torn_lengths_are_named(tmp_path):
+def test_torn_lengths_are_named(tmp_path, write_store):
     manifest = write_store(tmp_path, EXAMPLES)
     path = tmp_path / "pears" / "train.lengths.npy"
     path.write_bytes(path.read_bytes()[:-9])
@@ -181,7 +136,7 @@ def test_torn_lengths_are_named(tmp_path):
         (lambda m: m["features"].pop("inputs"), r"features are \['targets'\]"),
     ],
 )
-def test_a_manifest_that_does_not_fit_is_an_error(tmp_path, change, message):
+def test_a_manifest_that_does_not_fit_is_an_error(tmp_path, change, message, write_store):
     write_store(tmp_path, EXAMPLES)
     path = tmp_path / store.MANIFEST
     manifest = json.loads(path.read_text())
@@ -202,7 +157,7 @@ def test_what_is_no_store_is_an_error(tmp_path):
             store.place_entry(tmp_path, name, "train")
 
 
-def test_the_missing_share_is_of_all_rates(tmp_path):
+def test_the_missing_share_is_of_all_rates(tmp_path, write_store):
     manifest = write_store(tmp_path, EXAMPLES)
     missing = store.Missing(task="plums", split="train", rate=4.0, reason="no network")
     manifest = dataclasses.replace(manifest, missing=(missing,))
