@@ -68,7 +68,7 @@ def read_rows(dataset, limit):
     files = sources.local_splits(name, subset or None)
     if not files:
         raise FileNotFoundError(f"no rows of {dataset} under $T0X_DATA_DIR")
-    opened = [sources.open_file(files[split]) for split in SPLITS if split in files]
+    opened = [sources.open_files(files[split]) for split in SPLITS if split in files]
     return [rows[i] for rows in opened for i in range(min(limit, len(rows)))]
 
 

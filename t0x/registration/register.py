@@ -19,7 +19,8 @@ from t0x.registration.dataset import Dataset, TaskInfo
 from t0x.registration.registry import SCORE_EVAL, TASKS, DatasetTasks, task_info, task_name
 from t0x.registration.source import PromptedSource
 from t0x.registration.tasks import PromptedMixture, PromptedTask, tokenize
-from t0x.sources.files import Rows, folder_splits, open_file
+from t0x.sources import folders
+from t0x.sources.files import Rows, open_files
 from t0x.sources.openers import Settings
 
 
@@ -127,7 +128,7 @@ def register_dataset(
     Args:
         name: the dataset.
         source: a `Dataset` (then subset, category, held_out and eval_split are its own), a folder
-            of `<split>.jsonl` or `.parquet` files, or rows by split.
+            of files as `t0x.sources.folders` knows them, or rows by split.
         templates: prompts by name, or a promptsource templates.yaml.
         subset: configuration of the dataset; part of the tasks' names.
         category: kind of task, for reports.
@@ -227,16 +228,19 @@ def _dataset(
     elif not isinstance(source, str | Path):
         raise ValueError(f"dataset {name}: give a folder, or rows by split: {{'train': [...]}}")
     elif not Path(source).is_dir():
-        raise ValueError(f"dataset {name}: {source} is no folder of <split>.jsonl files")
+        raise ValueError(f"dataset {name}: {folders.describe(Path(source))}; give a folder of rows")
     else:
-        files = folder_splits(Path(source))
+        files = folders.find_splits(Path(source))
         splits = dict.fromkeys(files)
 
         def rows(split: str) -> Rows:
-            return open_file(files[split], Settings().bad_lines)
+            return open_files(files[split], Settings().bad_lines)
 
     if not splits:
-        raise ValueError(f"dataset {name}: {source} holds no <split>.jsonl or <split>.parquet")
+        there = "no rows are given"
+        if not isinstance(source, Mapping):
+            there = f"no {folders.expected('<split>')}; {folders.describe(Path(source))}"
+        raise ValueError(f"dataset {name}: {there}")
     shown = eval_split if eval_split in splits else list(splits)[-1]
     return Dataset(name, subset, category, splits, rows, held_out, eval_split=shown)
 

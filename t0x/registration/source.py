@@ -181,8 +181,8 @@ class PromptedSource(seqio.DataSource):
     def _open(self, split: str) -> Sequence[Mapping[str, Any]]:
         """A split's rows; bad lines are counted, and there is a row that can be rendered."""
         rows = self._dataset.rows(split)
-        for number in getattr(rows, "bad_line_numbers", ()):
-            skip(self._info.name, BAD_LINE, split, -number, f"line {number}")
+        for number, place in enumerate(getattr(rows, "bad_places", ()), start=1):
+            skip(self._info.name, BAD_LINE, split, -number, place)
         self._require_a_row(rows, split)
         return rows
 

@@ -1,17 +1,8 @@
 from .files import (
-    NAMED_BAD_LINES as NAMED_BAD_LINES,
-)
-from .files import (
-    SUFFIXES as SUFFIXES,
-)
-from .files import (
     CsvRows as CsvRows,
 )
 from .files import (
-    JsonLines as JsonLines,
-)
-from .files import (
-    ParquetRows as ParquetRows,
+    JoinedRows as JoinedRows,
 )
 from .files import (
     Row as Row,
@@ -23,10 +14,22 @@ from .files import (
     TfdsRows as TfdsRows,
 )
 from .files import (
-    folder_splits as folder_splits,
+    open_file as open_file,
 )
 from .files import (
-    open_file as open_file,
+    open_files as open_files,
+)
+from .files import (
+    select as select,
+)
+from .folders import (
+    EXTENSIONS as EXTENSIONS,
+)
+from .folders import (
+    find_splits as find_splits,
+)
+from .json_rows import (
+    JsonRows as JsonRows,
 )
 from .openers import (
     DATA_DIR_VARIABLE as DATA_DIR_VARIABLE,
@@ -44,9 +47,6 @@ from .openers import (
     Settings as Settings,
 )
 from .openers import (
-    local_folder as local_folder,
-)
-from .openers import (
     local_splits as local_splits,
 )
 from .openers import (
@@ -54,4 +54,10 @@ from .openers import (
 )
 from .openers import (
     underscore_fields as underscore_fields,
+)
+from .parquet_rows import (
+    ParquetRows as ParquetRows,
+)
+from .values import (
+    as_plain as as_plain,
 )

@@ -4,8 +4,9 @@ Every opener returns a `Rows`: a sequence with random access whose elements are 
 schema the dataset has on the Hugging Face hub. Nothing is read before the first `len` or `[i]`
 except what is needed to know whether the split is there at all.
 
-Local files are `$T0X_DATA_DIR/<dataset>/<subset or default>/<split>.jsonl` or `.parquet`, or the
-files of a manual download as its owners name them. Where a source has another schema than the hub
+Local files lie in `$T0X_DATA_DIR/<dataset>/<subset or default>`, named as `t0x.sources.folders`
+says or, of a manual download, as its owners name them; a dataset without subsets may lie in
+`$T0X_DATA_DIR/<dataset>` itself. Where a source has another schema than the hub
 had when the prompts were written, `t0x.sources.schemas` says so.
 """
 
@@ -17,8 +18,9 @@ from typing import Any
 
 import gin
 
-from t0x.sources import schemas
-from t0x.sources.files import Row, Rows, TfdsRows, folder_splits, open_file
+from t0x.sources import folders, schemas
+from t0x.sources.files import Row, Rows, TfdsRows, open_files
+from t0x.sources.values import as_plain
 
 DATA_DIR_VARIABLE = "T0X_DATA_DIR"
 HUB_FIELDS = "fields as on the hub), or pip install 't0x[hub]' on a machine with a network"
@@ -38,33 +40,38 @@ class Request:
         return f"{self.dataset}{'/' + self.subset if self.subset else ''}, split {self.split}"
 
 
-def local_folder(dataset: str, subset: str | None) -> Path | None:
-    """Folder that holds the local rows, or None where there is none."""
+def _local_folders(dataset: str, subset: str | None) -> list[Path]:
+    """Folders that may hold the local rows, in order of preference."""
     root = os.environ.get(DATA_DIR_VARIABLE)
-    folder = Path(root, dataset, subset or "default") if root else None
-    return folder if folder and folder.is_dir() else None
+    if not root:
+        return []
+    folder = Path(root, dataset, subset or "default")
+    return [folder] if subset else [folder, folder.parent]
 
 
-def local_splits(dataset: str, subset: str | None) -> dict[str, Path]:
+def local_splits(dataset: str, subset: str | None) -> dict[str, tuple[Path, ...]]:
     """Splits with local rows and their files; empty where there are none."""
-    folder = local_folder(dataset, subset)
-    if folder is None:
-        return {}
-    return {**schemas.manual_files(dataset, subset, folder), **folder_splits(folder)}
+    for folder in _local_folders(dataset, subset):
+        manual = schemas.manual_files(dataset, subset, folder)
+        found = {split: (path,) for split, path in manual.items()} | folders.find_splits(folder)
+        if found:
+            return found
+    return {}
 
 
 def _open_local(request: Request) -> Rows:
-    root = os.environ.get(DATA_DIR_VARIABLE)
-    if not root:
+    places = _local_folders(request.dataset, request.subset)
+    if not places:
         raise FileNotFoundError(f"local files (${DATA_DIR_VARIABLE} is not set)")
-    paths = local_splits(request.dataset, request.subset)
-    if request.split not in paths:
-        place = Path(root, request.dataset, request.subset or "default", request.split)
-        raise FileNotFoundError(f"local files ({place}.jsonl or .parquet is not there)")
-    path = paths[request.split]
-    rows = open_file(path, request.bad_lines)
+    found = local_splits(request.dataset, request.subset)
+    if request.split not in found:
+        there = folders.describe(next((place for place in places if place.is_dir()), places[0]))
+        names = folders.expected(request.split)
+        raise FileNotFoundError(f"local files (in {places[0]} no {names}; {there})")
+    paths = found[request.split]
+    rows = open_files(paths, request.bad_lines)
     manual = schemas.manual(request.dataset, request.subset)
-    if manual is not None and path.suffix == ".csv":
+    if manual is not None and paths[0].suffix == ".csv":
         return schemas.AdaptedRows(rows, manual.adapt)
     return _adapted(rows, schemas.on_hub(request.dataset, request.subset).adapt)
 
@@ -196,7 +203,7 @@ class Settings:
     Args:
         order: names of OPENERS in the order in which they are tried.
         dataset_order: the same for single datasets by name, instead of `order`.
-        bad_lines: "error" or "skip" lines that are no JSON object, see `JsonLines`.
+        bad_lines: "error" or "skip" lines that are no JSON object, see `JsonRows`.
     """
 
     __module__ = "t0x.sources"  # as gin files, and config.gin, name it
@@ -246,5 +253,13 @@ def open_rows(
 
 
 def underscore_fields(row: Row) -> dict[str, Any]:
-    """Row whose top-level field names have underscores for hyphens, as templates expect."""
-    return {name.replace("-", "_"): value for name, value in row.items()}
+    """The row as templates see it: plain values, underscores for hyphens in top-level names.
+
+    Raises:
+        SchemaError: two fields would have one name.
+    """
+    fields = {name.replace("-", "_"): as_plain(value) for name, value in row.items()}
+    if len(fields) != len(row):
+        names = ", ".join(name for name in row if "-" in name)
+        raise schemas.SchemaError(f"{names}: another field has that name with underscores")
+    return fields

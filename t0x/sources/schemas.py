@@ -27,7 +27,7 @@ class SchemaError(ValueError):
 
 
 class AdaptedRows(Sequence):
-    """Rows through an adapter, one at a time; `bad_line_numbers` are those of the rows.
+    """Rows through an adapter, one at a time; `bad_places` are those of the rows.
 
     Reading a row raises SchemaError where the adapter finds other fields than it expects.
     """
@@ -37,8 +37,8 @@ class AdaptedRows(Sequence):
         self._adapt = adapt
 
     @property
-    def bad_line_numbers(self) -> Sequence[int]:
-        return getattr(self._rows, "bad_line_numbers", ())
+    def bad_places(self) -> Sequence[str]:
+        return getattr(self._rows, "bad_places", ())
 
     def __len__(self) -> int:
         return len(self._rows)

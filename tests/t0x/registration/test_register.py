@@ -234,7 +234,7 @@ def test_errors_name_what_is_wrong(tmp_path):
         register(sides(1), CLASSIFY, held_out_prompts=["other"])
     with pytest.raises(ValueError, match="no prompt to register"):
         register(sides(1))
-    with pytest.raises(ValueError, match=r"holds no <split>\.jsonl"):
+    with pytest.raises(ValueError, match=r"no <split>\.jsonl, .* is empty"):
         registration.register_dataset("empty", tmp_path, {"w": WRITE})
     name, _ = register(sides(1), WRITE)
     with pytest.raises(ValueError, match=f"a task named {name}_write is registered already"):
@@ -244,8 +244,8 @@ def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="mixture m: not registered: nobody"):
         registration.register_mixture("m", ["nobody"])
     for source, message in ((sides(1), "give a folder, or rows by split"),
-                            (tmp_path / "none", "none is no folder of"),
-                            (tmp_path, "holds no <split>.jsonl")):  # fmt: skip
+                            (tmp_path / "none", "none does not exist"),
+                            (tmp_path, "no <split>.jsonl, .json")):  # fmt: skip
         with pytest.raises(ValueError, match=f"dataset badly: .*{message}"):
             registration.register_dataset("badly", source, {"write": WRITE})
     with pytest.raises(LookupError, match="'nobody' was not registered"):
@@ -288,7 +288,7 @@ def test_bad_lines_that_are_skipped_are_counted(tmp_path):
     (task,) = registration.register_dataset(
         name, tmp_path, {"write": WRITE}, output_features=FEATURES
     ).train
-    with pytest.raises(ValueError, match=r"train\.jsonl: 1 lines are no JSON object: line 2"):
+    with pytest.raises(ValueError, match=r"train\.jsonl: 1 line is no JSON object: line 2"):
         examples(task)
     with gin.unlock_config():
         gin.bind_parameter("t0x.sources.Settings.bad_lines", "skip")

@@ -54,12 +54,14 @@ def test_bad_lines_are_named_by_number(tmp_path):
         len(sources.open_file(path))
     skipping = sources.open_file(path, bad_lines="skip")
     assert list(skipping) == [{"a": 1}, {"a": 4}]
-    assert skipping.bad_line_numbers == (3, 4, 6)
+    assert [place.split(" (")[0] for place in skipping.bad_places] == [
+        f"train.jsonl, line {number}" for number in (3, 4, 6)
+    ]
 
 
 def test_bad_lines_policy_is_checked(tmp_path):
     with pytest.raises(ValueError, match="'error' or 'skip', not 'maybe'"):
-        sources.JsonLines(tmp_path / "train.jsonl", bad_lines="maybe")
+        sources.JsonRows(tmp_path / "train.jsonl", bad_lines="maybe")
 
 
 def test_parquet_gives_the_same_rows(data_dir):
@@ -247,13 +249,14 @@ def test_classes_of_trec_keep_the_numbers_that_prompts_know(data_dir):
     now = [
         {"text": "When?", "coarse_label": 5, "fine_label": 39},  # NUM, NUM:date
         {"text": "Which hill?", "coarse_label": 4, "fine_label": 34},  # LOC, LOC:mount
-        {"text": "Then?", "label-coarse": 4, "label-fine": 8},  # 2021's numbers
     ]
+    then = {"text": "Then?", "label-coarse": 4, "label-fine": 8}  # 2021's numbers
     write_rows(data_dir / "trec/default/train.jsonl", now)
+    write_rows(data_dir / "trec/default/test.jsonl", [then])
     opened = sources.open_rows("trec", None, "train")
     assert opened[0] == {"text": "When?", "label_coarse": 4, "label_fine": 8}
     assert opened[1] == {"text": "Which hill?", "label_coarse": 5, "label_fine": 24}
-    assert opened[2] == now[2]
+    assert sources.open_rows("trec", None, "test")[0] == then
 
 
 STORY = (
@@ -272,7 +275,7 @@ def test_story_cloze_comes_from_a_manual_download(data_dir):
     folder.mkdir(parents=True)
     name = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
     (folder / name).write_text(STORY)
-    assert sources.local_splits(*place) == {"test": folder / name}
+    assert sources.local_splits(*place) == {"test": (folder / name,)}
     (row,) = sources.open_rows(*place, "test", settings=settings)
     assert row == {
         "story_id": "id-1",
@@ -377,9 +380,9 @@ def test_a_conversion_is_never_mixed_up_or_cut(data_dir, scripts, subset, split,
     ],
 )
 def test_rows_of_today_become_those_that_prompts_know(data_dir, dataset, subset, today, then):
-    write_rows(data_dir / dataset / (subset or "default") / "train.jsonl", [today, then])
-    opened = sources.open_rows(dataset, subset, "train")
-    assert [opened[0], opened[1]] == [then, then]  # a row of 2021 stays as it is
+    for split, row in (("train", today), ("test", then)):  # a row of 2021 stays as it is
+        write_rows(data_dir / dataset / (subset or "default") / f"{split}.jsonl", [row])
+        assert sources.open_rows(dataset, subset, split)[0] == then
 
 
 def test_a_row_of_another_schema_is_named(data_dir):
