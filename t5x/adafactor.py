@@ -55,13 +55,13 @@ class AdafactorHyperParams:
     min_dim_size_to_factor: int
     epsilon1: float
     epsilon2: float
-    dtype_momentum: Any
-    factor_map: Any
-    logical_factor_rules: Any
-    weight_decay_rate_lr_exponent: float | None
-    global_norm_clip_threshold: float | None
-    max_parameter_scale: float | None
-    skip_nan_updates: bool
+    dtype_momentum: Any = jnp.float32
+    factor_map: Any = None
+    logical_factor_rules: Any = None
+    weight_decay_rate_lr_exponent: float | None = None
+    global_norm_clip_threshold: float | None = None
+    max_parameter_scale: float | None = None
+    skip_nan_updates: bool = False
 
 
 class AdafactorParamState(NamedTuple):

@@ -148,6 +148,8 @@ def temperature_sample(
     """
     if not _is_tracer(topk) and not _is_tracer(topp) and topk and topp:
         raise ValueError(f"temperature_sample: topk = {topk} and topp = {topp}; give only one")
+    # Outside jit these may be NumPy's, which a traced index cannot look into.
+    inputs, cache = jnp.asarray(inputs), jax.tree.map(jnp.asarray, cache)
     batch_size, length = inputs.shape
     if max_decode_steps is not None and max_decode_steps_hard_limit:
         max_decode_steps = jnp.minimum(max_decode_steps, max_decode_steps_hard_limit)
@@ -332,6 +334,8 @@ def beam_search(
       Tokens (B, N, L) and scores (B, N). Where nothing ended in time, what was still growing.
     """
     del decode_rng
+    # Outside jit these may be NumPy's, which a traced index cannot look into.
+    inputs, cache = jnp.asarray(inputs), jax.tree.map(jnp.asarray, cache)
     batch_size, input_length = inputs.shape
     length = (input_length if max_decode_len is None else max_decode_len) + 1
     prefilled = initial_index is not None
@@ -340,7 +344,7 @@ def beam_search(
     prompt_lengths = jnp.zeros(batch_size, jnp.int32)
     if prefilled:
         # The search starts from the last token of each prompt; the rest is put back at the end.
-        prompt_lengths = initial_index
+        prompt_lengths = jnp.asarray(initial_index)
         prompts = _right_align(inputs)
         live_seqs = live_seqs.at[:, :, 0].set(prompts[:, -1:])
         inputs = jnp.zeros_like(inputs)

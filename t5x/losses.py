@@ -160,6 +160,7 @@ def compute_weighted_cross_entropy(
             f"logits {logits.shape} must have one axis more than targets {targets.shape}"
         )
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
+    targets = targets.astype(jnp.int32)  # upstream's initial batches are floats
     sums = _sum_losses(token_losses(logits, targets, z_loss, label_smoothing), weights)
     factor = 1.0 if loss_normalizing_factor is None else loss_normalizing_factor
     return sums.loss / factor, sums.z_loss / factor, jnp.sum(weights)
@@ -193,6 +194,7 @@ def loss_sums_from_hidden(
       chunk_tokens: tokens per device whose logits exist at a time; 0: all.
     """
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
+    targets = targets.astype(jnp.int32)  # upstream's initial batches are floats
     chunks = _chunk_count(*targets.shape, chunk_tokens)
     inputs = [_split_length(x, chunks) for x in (hidden, targets, weights)]
     return _chunk_sums(logits_fn, z_loss, label_smoothing, params, *inputs)
@@ -349,6 +351,12 @@ def _average_weights(weights_BxL: jax.Array, segment_ids_BxL: jax.Array | None) 
     if segment_ids_BxL is None:
         total = jnp.sum(weights_BxL, axis=-1, keepdims=True)
     else:
-        same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None, :]
-        total = jnp.sum(jnp.where(same_BxLxL, weights_BxL[:, None, :], 0), axis=-1)
+        total = _sum_by_segment(weights_BxL, segment_ids_BxL)
     return jnp.where(total != 0, weights_BxL / jnp.where(total != 0, total, 1), 0)
+
+
+def _sum_by_segment(weights_BxL: jax.Array, segment_ids_BxL: jax.Array) -> jax.Array:
+    """At each position (B, L) the sum of its segment's weights; zero in padding, segment 0."""
+    same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None, :]
+    total = jnp.sum(jnp.where(same_BxLxL, weights_BxL[:, None, :], 0), axis=-1)
+    return jnp.where(segment_ids_BxL != 0, total, 0)

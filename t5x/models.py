@@ -19,6 +19,7 @@ from flax import linen as nn
 from t5x import decoding, losses
 from t5x.attention.selection import platform
 from t5x.metrics import MetricsMap, compute_base_metrics
+from t5x.metrics import count_packed_examples as count_packed_examples
 
 Batch = Mapping[str, jax.Array]
 PyTree = Any
@@ -295,7 +296,8 @@ class EncoderDecoderModel(BaseTransformerModel):
         """
         own = EncoderDecoderModel
         return (
-            getattr(getattr(self.module, "config", None), "loss_chunk_tokens", 0) > 0
+            hasattr(type(self.module), "logits_params")
+            and self.module.config.loss_chunk_tokens > 0
             and type(self)._compute_logits is own._compute_logits
             and type(self)._compute_metrics is own._compute_metrics
         )
@@ -414,7 +416,7 @@ class EncoderDecoderModel(BaseTransformerModel):
             decode=True,
             max_decode_length=max_decode_length,
             mutable=["cache"],
-            method="decode",
+            method=self.module.decode,
         )
         return jnp.squeeze(logits, axis=1), variables["cache"]
 
@@ -456,7 +458,7 @@ class EncoderDecoderModel(BaseTransformerModel):
         if prompt_with_targets:
             prompt = jnp.where(targets == self.output_vocabulary.eos_id, 0, targets)
         encoded = self.module.apply(
-            {"params": params}, inputs, enable_dropout=False, method="encode"
+            {"params": params}, inputs, enable_dropout=False, method=self.module.encode
         )
         tokens_to_logits = functools.partial(
             self._compute_logits_from_slice,

@@ -253,7 +253,7 @@ class PjitPartitioner:
 
     Args:
       num_partitions: size of the model-parallel axis.
-      model_parallel_submesh: TPU tile of the model-parallel axis, instead of `num_partitions`.
+      model_parallel_submesh: TPU tile of the model-parallel axis; it wins over `num_partitions`.
       params_on_devices: parameters live in device memory; False is refused.
       backend: platform name, JAX's default when None.
       ici_mesh_shape: (replica, data, model) within a slice; needs `dcn_mesh_shape`.
@@ -261,7 +261,7 @@ class PjitPartitioner:
       logical_axis_rules: see `standard_logical_axis_rules`.
 
     Raises:
-      ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given, or
+      ValueError: neither `num_partitions` nor `model_parallel_submesh` is given, or
         `params_on_devices` is False.
 
     Attributes:
@@ -282,9 +282,13 @@ class PjitPartitioner:
         logical_axis_rules: LogicalAxisRules | None = None,
     ) -> None:
         multi_slice = ici_mesh_shape is not None and dcn_mesh_shape is not None
-        if not multi_slice and bool(num_partitions) == bool(model_parallel_submesh):
-            raise ValueError(
-                "PjitPartitioner: bind exactly one of num_partitions and model_parallel_submesh"
+        if not (multi_slice or num_partitions or model_parallel_submesh):
+            raise ValueError("PjitPartitioner: bind num_partitions or model_parallel_submesh")
+        if not multi_slice and num_partitions and model_parallel_submesh:
+            # Upstream's run files bind num_partitions = 1, a submesh is bound on top of them.
+            log_ignored(
+                f"PjitPartitioner.num_partitions = {num_partitions}",
+                f"model_parallel_submesh = {tuple(model_parallel_submesh)} says it",
             )
         if not params_on_devices:
             raise ValueError(

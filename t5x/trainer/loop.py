@@ -83,6 +83,10 @@ class BaseTrainer:
         for manager in (self.train_metrics_manager, *self.eval_metrics_managers.values()):
             manager.close()
 
+    def _get_step_rng(self, step: int | jax.Array) -> jax.Array:
+        """The key of a step; subclasses written for upstream call it."""
+        return jax.random.fold_in(self._base_rng, step)
+
     @property
     def _partitioned_train_step(self) -> Callable[..., Any]:
         raise NotImplementedError
@@ -234,7 +238,7 @@ class Trainer(BaseTrainer):
                 state,
                 batch,
                 learning_rate=self._learning_rate_fn(state.step),
-                dropout_rng=jax.random.fold_in(self._base_rng, state.step),
+                dropout_rng=self._get_step_rng(state.step),
                 model=self._model,
                 num_microbatches=self._num_microbatches,
                 weight_metrics_computer=self._weight_metrics_computer,

@@ -104,6 +104,8 @@ def accumulate_grads_microbatched(
 
     def split(rows: jax.Array) -> jax.Array:
         rows = rows.reshape(-1, num_microbatches, *rows.shape[1:]).swapaxes(0, 1)
+        if jax.sharding.get_abstract_mesh().empty:
+            return rows
         return jax.lax.with_sharding_constraint(rows, PartitionSpec(None, *data_partition_spec))
 
     def accumulate(carry: tuple[Any, Any], x: tuple[Batch, jax.Array]) -> tuple[Any, Metrics]:

@@ -2,9 +2,10 @@
 
 import concurrent.futures
 import json
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import clu.metrics
@@ -27,10 +28,14 @@ class MetricsManager:
     Args:
       name: collection; the TensorBoard run of that name under `summary_dir`.
       summary_dir: MODEL_DIR, or None to write nothing.
+
+    Attributes:
+      summary_dir: folder of the collection's TensorBoard events, or None.
     """
 
     def __init__(self, name: str, summary_dir: str | None = None) -> None:
         self._name = name
+        self.summary_dir = os.path.join(summary_dir, name) if summary_dir else None
         self._jsonl: epath.Path | None = None
         self._writer: metric_writers.MetricWriter = metric_writers.MultiWriter([])
         if jax.process_index() == 0 and summary_dir:
@@ -56,9 +61,22 @@ class MetricsManager:
         """Writes numbers at a step, to TensorBoard and metrics.jsonl."""
         self._write(int(step), {name: clu.values.Scalar(v) for name, v in scalars.items()})
 
-    def start_duration_timer(self) -> None:
-        """Marks the start of the steps that the next summary is about."""
+    def start_duration_timer(self, block_on: Any = ()) -> None:
+        """Marks the start of the steps that the next summary is about.
+
+        Args:
+          block_on: arrays that the devices may still compute; the start is when they are there.
+        """
         self._started = time.monotonic()
+        pending = [x for x in jax.tree.leaves(block_on) if isinstance(x, jax.Array)]
+        if pending:
+            self._pool.submit(self._start_after, pending)
+
+    def _start_after(self, pending: Sequence[jax.Array]) -> None:
+        for array in pending:
+            if not array.is_deleted():  # what was donated is computed
+                jax.block_until_ready(array)
+        self._previous_end = time.monotonic()
 
     def write_metrics_summary(
         self, metrics: Mapping[str, clu.metrics.Metric], step: int, num_steps: int

@@ -124,6 +124,23 @@ def test_prefilled_prompts_are_kept(decode_fn):
     np.testing.assert_array_equal(prefilled[:, -1, :3][0], [3, 4, 2])
 
 
+@pytest.mark.parametrize("decode_fn", [decoding.beam_search, decoding.temperature_sample])
+def test_numpy_inputs_outside_jit(decode_fn):
+    chain = _random_chain(seed=5)
+    inputs = np.array([[0, 3, 4, 2, 0, 0, 0], [0, 2, 0, 0, 0, 0, 0]])
+    run = functools.partial(decode_fn, tokens_to_logits=_chain(chain), eos_id=EOS, num_decodes=2)
+    plain = run(inputs, {"x": np.zeros(2)})
+    traced = jax.jit(lambda *x: run(*x))(inputs, {"x": np.zeros(2)})
+    for ours, theirs in zip(plain, traced, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    prefilled, _ = run(
+        inputs,
+        {"x": np.zeros(2), "cache_index": np.array([3, 1])},
+        initial_index=np.array([3, 1]),
+    )
+    np.testing.assert_array_equal(prefilled[:, -1, :3][0], [3, 4, 2])
+
+
 def test_beam_search_bounds():
     chain = _random_chain(seed=0).at[:, EOS].set(-1e9)
     inputs = jnp.zeros((1, 6), jnp.int32)

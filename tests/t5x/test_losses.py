@@ -172,6 +172,18 @@ def test_average_per_sequence_weighs_packed_examples_equally(tiny_t5):
     np.testing.assert_allclose(factor, 6, rtol=1e-6)
 
 
+def test_padding_is_no_sequence_to_average_over():
+    # The weights of padding are what a feature converter of one's own may leave there.
+    batch = {
+        "decoder_target_tokens": jnp.array([[4, 5, 6], [7, 8, 0]]),
+        "decoder_segment_ids": jnp.array([[1, 1, 2], [1, 0, 0]]),
+        "decoder_loss_weights": jnp.array([[1.0, 3.0, 2.0], [0.5, 4.0, 4.0]]),
+    }
+    factor, weights = losses.get_loss_normalizing_factor_and_weights("AVERAGE_PER_SEQUENCE", batch)
+    np.testing.assert_allclose(weights, [[0.25, 0.75, 1], [1, 0, 0]])
+    assert factor == 3
+
+
 def test_unknown_factor_names_the_known_ones(tiny_t5):
     with pytest.raises(ValueError, match=r"LOSS_NORMALIZING_FACTOR = 'tokens'.*AVERAGE"):
         losses.get_loss_normalizing_factor_and_weights("tokens", tiny_t5.batch(packed=False))

@@ -65,11 +65,12 @@ def test_mesh_that_does_not_fit_says_so(settings, message):
         _ = partitioning.PjitPartitioner(**settings).mesh
 
 
-def test_exactly_one_of_partitions_and_submesh():
-    with pytest.raises(ValueError, match="exactly one of num_partitions"):
+def test_partitions_or_submesh_and_the_submesh_wins(caplog):
+    with pytest.raises(ValueError, match="bind num_partitions or model_parallel_submesh"):
         partitioning.PjitPartitioner()
-    with pytest.raises(ValueError, match="exactly one of num_partitions"):
-        partitioning.PjitPartitioner(num_partitions=1, model_parallel_submesh=(1, 1, 1, 1))
+    both = partitioning.PjitPartitioner(num_partitions=1, model_parallel_submesh=(1, 2, 1, 1))
+    assert both.mesh.shape == {"data": 4, "model": 2}
+    assert "num_partitions = 1 is accepted without effect: model_parallel_submesh" in caplog.text
 
 
 # What T5X (commit cc342d41) maps these axes to, for (activation, parameter) dimensions.

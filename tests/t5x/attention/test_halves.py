@@ -45,3 +45,23 @@ def test_results_are_the_references(dtype):
     np.testing.assert_allclose(ours[real], theirs[real], atol=tolerance)
     assert np.isfinite(ours).all()
     assert " cond" in str(jax.make_jaxpr(attend("halves"))(*qkv))
+
+
+def test_padding_within_an_input_does_not_cut_it():
+    # Unpacked, segments are where tokens are not 0, and an input may hold a token 0 anywhere.
+    segments = np.ones((3, LENGTH), np.int32)
+    segments[0, LENGTH // 2] = segments[1, LENGTH // 2 - 1] = 0
+    segments[2, LENGTH // 2 - 40 : LENGTH // 2 + 40] = 0
+    keys = jax.random.split(jax.random.PRNGKey(0), 3)
+    qkv = [jax.random.normal(key, (3, LENGTH, HEADS, 8)) for key in keys]
+    ours, theirs = (
+        attention(
+            *qkv,
+            relative_bias=None,
+            query_segments=jnp.asarray(segments),
+            key_segments=jnp.asarray(segments),
+            implementation=name,
+        )
+        for name in ("halves", "reference")
+    )
+    np.testing.assert_allclose(ours[segments > 0], theirs[segments > 0], atol=1e-5)

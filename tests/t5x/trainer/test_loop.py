@@ -10,6 +10,7 @@ import pytest
 import seqio
 
 from t5x import adafactor, models, partitioning, trainer, utils
+from t5x import metrics as metrics_lib
 from t5x.examples.t5 import network
 
 BATCH, INPUTS, TARGETS = 16, 24, 12
@@ -58,14 +59,21 @@ def _batch():
     return {name: np.asarray(value, np.int32) for name, value in batch.items()}
 
 
-def _trainer(num_partitions=1, num_microbatches=None, rules=None, summary_dir=None, **settings):
+def _trainer(
+    num_partitions=1,
+    num_microbatches=None,
+    rules=None,
+    summary_dir=None,
+    cls=trainer.Trainer,
+    **settings,
+):
     partitioner = partitioning.PjitPartitioner(num_partitions, logical_axis_rules=rules)
     model = _model(**settings)
     shapes = {name: value.shape for name, value in _batch().items()}
     initializer = utils.TrainStateInitializer(
         model.optimizer_def, model.get_initial_variables, shapes, partitioner
     )
-    return trainer.Trainer(
+    return cls(
         model=model,
         train_state=initializer.from_scratch(jax.random.PRNGKey(0)),
         partitioner=partitioner,
@@ -186,3 +194,33 @@ def test_evaluation_and_metrics_are_written(tmp_path):
     assert any(row["collection"] == "training_eval/task" for row in rows)
     with pytest.raises(ValueError, match="'task' has no full batch"):
         run.eval({"task": []})
+
+
+class _OwnKeys(trainer.Trainer):
+    """As one written for upstream: its steps have keys of their own."""
+
+    def _get_step_rng(self, step):
+        return jax.random.fold_in(super()._get_step_rng(step), 7)
+
+
+def test_a_subclass_gives_steps_their_keys():
+    with _trainer(dropout_rate=0.5) as usual, _trainer(dropout_rate=0.5, cls=_OwnKeys) as own:
+        keys = [run._get_step_rng(3) for run in (usual, own)]
+        base = jax.random.PRNGKey(1)
+        np.testing.assert_array_equal(keys[0], jax.random.fold_in(base, 3))
+        losses = [
+            run.train(iter([_batch()]), 1, start_step=0).result()["loss"].value
+            for run in (usual, own)
+        ]
+    assert losses[0] != losses[1]
+
+
+def test_the_timer_starts_when_what_it_blocks_on_is_there(tmp_path):
+    manager = trainer.MetricsManager("train", str(tmp_path))
+    donated = jnp.zeros(1)
+    donated.delete()
+    manager.start_duration_timer(block_on={"ready": jnp.ones(3), "donated": donated})
+    metrics = {"time": metrics_lib.Time()}
+    assert 0 <= manager.write_metrics_summary(metrics, 1, 1).result()["time"].value < 60
+    assert manager.summary_dir == str(tmp_path / "train")
+    manager.close()
