@@ -93,5 +93,6 @@ setup(
     entry_points={
         "console_scripts": ["t0x = t0x.cli:main"],
         "t5x.gin_search_paths": ["t0x = t0x:gin_directory"],
+        "t5x.former_modules": ["promptsource.seqio_tasks = t0x.tasks.former_mixtures"],
     },
 )

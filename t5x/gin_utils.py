@@ -9,7 +9,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from t5x.run import gin_errors
+from t5x.run import former_names, gin_errors
 from t5x.run.console import console
 
 _search_paths_added: set[str] = set()
@@ -52,12 +52,15 @@ def parse_gin_flags(
       FileNotFoundError: a file is in none of the search paths.
       ValueError: a binding is unknown; the message has the nearest name.
     """
+    former_names.install()
     for path in gin_search_paths:
         if path not in _search_paths_added:
             gin.add_config_file_search_path(path)
             _search_paths_added.add(path)
     for name in gin_files:
-        if not any((epath.Path(path) / name).exists() for path in ("", *gin_search_paths)):
+        names = (name, former_names.redirect_file(name))
+        places = [epath.Path(path) / file for path in ("", *gin_search_paths) for file in names]
+        if not any(place.exists() for place in places):
             raise FileNotFoundError(
                 f"--gin_file={name} is in none of {', '.join(gin_search_paths)}; give its path or "
                 "add its folder to --gin_search_paths"

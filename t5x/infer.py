@@ -24,7 +24,7 @@ from t5x.inference.files import (
     merge_chunks_to_file,
     write_inferences_to_file,
 )
-from t5x.run import processes
+from t5x.run import former_names, processes
 from t5x.run.console import console, log_ignored
 
 __all__ = [
@@ -60,6 +60,8 @@ def infer(
     file_extension: str = "jsonl",
     keep_aux_as_numpy: bool = False,
     use_orbax: bool = True,
+    run_xprof: bool = False,
+    merge_epoch_results: bool | None = None,
 ) -> None:
     """Writes OUTPUT_DIR/TASK-MODE.jsonl-SHARD-of-SHARDS for each task, then FILE.COMPLETED.
 
@@ -88,12 +90,19 @@ def infer(
       file_extension: of the result's name.
       keep_aux_as_numpy: pass auxiliary values to `write_fn` as arrays.
       use_orbax: accepted without effect.
+      run_xprof: accepted without effect.
+      merge_epoch_results: former name of `merge_chunked_results`.
 
     Raises:
       ValueError: settings that do not fit together, no rows, or chunks of another run in
         `output_dir`; the message names the binding.
       FileNotFoundError: the checkpoint does not exist.
     """
+    if run_xprof:
+        log_ignored("infer.run_xprof", "jax.profiler traces a run")
+    if merge_epoch_results is not None:
+        former_names.say("infer.merge_epoch_results", "infer.merge_chunked_results")
+        merge_chunked_results = merge_epoch_results
     if mode not in MODES:
         raise ValueError(f"infer.mode = '{mode}' is not one of {', '.join(MODES)}")
     if not 0 <= shard_id < num_shards:

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,19 @@ from t5x import decoding, losses
 from t5x.attention.selection import platform
 from t5x.metrics import MetricsMap, compute_base_metrics
 from t5x.metrics import count_packed_examples as count_packed_examples
+from t5x.run import former_names
 
 Batch = Mapping[str, jax.Array]
 PyTree = Any
 LossNormalizingFactor = float | str | losses.SpecialLossNormalizingFactor | None
+
+
+class LossSettings(NamedTuple):
+    """What a loss depends on besides logits and targets; see `losses`."""
+
+    label_smoothing: float
+    z_loss: float
+    loss_normalizing_factor: LossNormalizingFactor
 
 
 class BaseModel(abc.ABC):
@@ -127,19 +136,30 @@ class BaseTransformerModel(BaseModel):
         """Logits (B, L, V)."""
 
     def loss_fn(
-        self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
+        self,
+        params: PyTree,
+        batch: Batch,
+        dropout_rng: jax.Array | None,
+        label_smoothing: float | None = None,
+        z_loss: float | None = None,
+        loss_normalizing_factor: LossNormalizingFactor = None,
     ) -> tuple[jax.Array, MetricsMap]:
+        """Loss and metrics; the last three arguments are where T5X had the model's own until 2022.
+
+        Each, where it is given, takes the place of the model's.
+        """
+        settings = self._loss_settings(label_smoothing, z_loss, loss_normalizing_factor)
         logits = self._compute_logits(params, batch, dropout_rng)
         targets = batch["decoder_target_tokens"]
         factor, weights = losses.get_loss_normalizing_factor_and_weights(
-            self._loss_normalizing_factor, batch
+            settings.loss_normalizing_factor, batch
         )
         loss, z_loss, _ = losses.compute_weighted_cross_entropy(
             logits,
             targets,
             weights,
-            label_smoothing=self._label_smoothing,
-            z_loss=self._z_loss,
+            label_smoothing=settings.label_smoothing,
+            z_loss=settings.z_loss,
             loss_normalizing_factor=factor,
         )
         return loss, self._compute_metrics(
@@ -150,6 +170,22 @@ class BaseTransformerModel(BaseModel):
             z_loss=z_loss,
             segment_ids=_segment_ids(batch),
         )
+
+    def _loss_settings(
+        self,
+        label_smoothing: float | None,
+        z_loss: float | None,
+        loss_normalizing_factor: LossNormalizingFactor,
+    ) -> "LossSettings":
+        """The model's settings of the loss, replaced where `loss_fn` was given its own."""
+        own = LossSettings(self._label_smoothing, self._z_loss, self._loss_normalizing_factor)
+        given = LossSettings(label_smoothing, z_loss, loss_normalizing_factor)
+        for name, value in given._asdict().items():
+            if value is not None and value != getattr(own, name):
+                owner = type(self).__name__
+                former_names.say(f"{owner}.loss_fn.{name}", f"{owner}.{name}")
+                own = own._replace(**{name: value})
+        return own
 
     def batch_for_microbatches(self, batch: Batch) -> Batch:
         """The batch with what a part of its rows must know of the whole for losses to add up.
@@ -306,13 +342,20 @@ class EncoderDecoderModel(BaseTransformerModel):
         return self.module.apply({"params": params}, hidden, method="logits")
 
     def loss_fn(
-        self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
+        self,
+        params: PyTree,
+        batch: Batch,
+        dropout_rng: jax.Array | None,
+        label_smoothing: float | None = None,
+        z_loss: float | None = None,
+        loss_normalizing_factor: LossNormalizingFactor = None,
     ) -> tuple[jax.Array, MetricsMap]:
+        settings = self._loss_settings(label_smoothing, z_loss, loss_normalizing_factor)
         if not self._uses_hidden():
-            return super().loss_fn(params, batch, dropout_rng)
+            return super().loss_fn(params, batch, dropout_rng, *settings)
         hidden = self._compute_logits(params, batch, dropout_rng, return_hidden=True)
         factor, weights = losses.get_loss_normalizing_factor_and_weights(
-            self._loss_normalizing_factor, batch
+            settings.loss_normalizing_factor, batch
         )
         sums = losses.loss_sums_from_hidden(
             self._logits_from_hidden,
@@ -320,8 +363,8 @@ class EncoderDecoderModel(BaseTransformerModel):
             hidden,
             batch["decoder_target_tokens"],
             weights,
-            label_smoothing=self._label_smoothing,
-            z_loss=self._z_loss,
+            label_smoothing=settings.label_smoothing,
+            z_loss=settings.z_loss,
             chunk_tokens=self.module.config.loss_chunk_tokens,
         )
         divisor = 1.0 if factor is None else factor

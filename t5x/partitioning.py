@@ -21,6 +21,7 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from t5x.run import former_names
 from t5x.run.console import log_ignored
 
 if typing.TYPE_CHECKING:
@@ -463,3 +464,10 @@ class PjitPartitioner:
 # Upstream's base names; there is one partitioner here.
 BasePartitioner = PjitPartitioner
 BasePjitPartitioner = PjitPartitioner
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ModelBasedPjitPartitioner":
+        former_names.say("partitioning.ModelBasedPjitPartitioner", "partitioning.PjitPartitioner")
+        return PjitPartitioner
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

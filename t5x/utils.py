@@ -27,6 +27,7 @@ from t5x.checkpoints.restoring import (
 from t5x.data.datasets import (
     DatasetConfig,
     get_dataset,
+    get_deterministic_dataset,
     get_training_eval_datasets,
     get_vocabulary,
     import_module,
@@ -50,6 +51,7 @@ __all__ = [
     "create_learning_rate_scheduler",
     "flatten_dict_string_keys",
     "get_dataset",
+    "get_deterministic_dataset",
     "get_fallback_state",
     "get_first_valid_restore_config_and_paths",
     "get_infer_fn",

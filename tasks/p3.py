@@ -158,12 +158,23 @@ def register(dataset: str, subset: str | None = None) -> DatasetTasks:
     return _registered[key]
 
 
-def _tasks_of(groups: Iterable[str]) -> list[str]:
+def tasks_of(groups: Iterable[str]) -> list[str]:
     """Training tasks of the groups, in catalogue order, without the excluded prompts."""
     return [
         task
         for key, entry in catalogue().items()
         if entry.train_group in groups and key in _registered
+        for task in _registered[key].all
+        if task not in EXCLUDED
+    ]
+
+
+def evaluated_tasks(eval_group: str) -> list[str]:
+    """All tasks of the datasets of an evaluation group, in catalogue order, not those that rank."""
+    return [
+        task
+        for key, entry in catalogue().items()
+        if entry.eval_group == eval_group and key in _registered
         for task in _registered[key].all
         if task not in EXCLUDED
     ]
@@ -204,11 +215,11 @@ def _selection(train_tasks: Iterable[str]) -> list[str]:
 
 
 def _mixtures() -> dict[str, list[str]]:
-    t0_train = _tasks_of(["T0"])
+    t0_train = tasks_of(["T0"])
     return {
         "t0_train": t0_train,
-        "t0+_train": _tasks_of(["T0", "T0+"]),
-        "t0++_train": _tasks_of(["T0", "T0+", "T0++"]),
+        "t0+_train": tasks_of(["T0", "T0+"]),
+        "t0++_train": tasks_of(["T0", "T0+", "T0++"]),
         "t0_eval_score_eval": _score_eval_of("T0", original_only=True),
         "t0_train_score_eval": _selection(t0_train),
         "t0_train_one_og_prompt": _one_per_dataset(_original(t0_train)),

@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from t5x.data import provenance
-from t5x.run import processes
+from t5x.run import former_names, processes
 from t5x.run.console import log_ignored
 
 FeatureConverterClass = Callable[..., seqio.FeatureConverter]
@@ -241,6 +241,27 @@ def _read_shard(
         feature_converter=feature_converter_cls(pack=cfg.pack),
         batch_size=cfg.batch_size // num_shards,
         **arguments,
+    )
+
+
+def get_deterministic_dataset(
+    cfg: DatasetConfig,
+    shard_id: int,
+    num_shards: int,
+    feature_converter_cls: FeatureConverterClass,
+    num_epochs: int | None = None,
+    continue_from_last_checkpoint: bool = False,
+    model_dir: str | None = None,
+    start_step: int = 0,
+) -> tf.data.Dataset:
+    """`get_dataset` under the name of T5X's reader of deterministic tasks.
+
+    A run goes on where its checkpoint was in the data whatever the reader, so `model_dir` and
+    `start_step` have nothing to find out.
+    """
+    former_names.say("utils.get_deterministic_dataset", "utils.get_dataset")
+    return get_dataset(
+        cfg, shard_id, num_shards, feature_converter_cls, num_epochs, continue_from_last_checkpoint
     )
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from t5x import models, partitioning, train_state
 from t5x.data.iterator import shard_batch
+from t5x.run import former_names
 from t5x.trainer import replay
 from t5x.trainer.step import (
     Batch,
@@ -200,6 +201,7 @@ class Trainer(BaseTrainer):
       learning_rate_fn: step → learning rate.
       num_microbatches: parts that the batch is split in; None for one.
       weight_metrics_computer: adds norms of weights and gradients; None adds none.
+      log_weight_metrics: former name of a `weight_metrics_computer`.
       stop_on_non_finite_loss: raise when a loss is NaN or infinite, its batch saved; see `replay`.
     """
 
@@ -215,8 +217,15 @@ class Trainer(BaseTrainer):
         learning_rate_fn: LearningRateFunction,
         num_microbatches: int | None,
         weight_metrics_computer: WeightMetricsComputer | None = None,
+        log_weight_metrics: bool = False,
         stop_on_non_finite_loss: bool = True,
     ) -> None:
+        if log_weight_metrics and weight_metrics_computer is None:
+            former_names.say(
+                "trainer.Trainer.log_weight_metrics = True",
+                "trainer.Trainer.weight_metrics_computer = @trainer.WeightMetricsComputer()",
+            )
+            weight_metrics_computer = WeightMetricsComputer()
         self._learning_rate_fn = learning_rate_fn
         self._num_microbatches = num_microbatches
         self._weight_metrics_computer = weight_metrics_computer

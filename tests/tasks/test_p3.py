@@ -492,3 +492,42 @@ def test_the_archive_loads_whole_and_fast_the_second_time(full_registry, tmp_pat
     again = list(TemplateCollection([archive], cache=tmp_path).templates())
     assert time.process_time() - started < 0.3
     assert again == first
+
+
+FORMER = """
+import json
+import seqio
+from promptsource import seqio_tasks
+from promptsource.seqio_tasks import tasks
+
+mixtures = map(seqio.MixtureRegistry.get, seqio.MixtureRegistry.names())
+names = {mixture.name: [task.name for task in mixture.tasks] for mixture in mixtures}
+print(json.dumps({"same": tasks is seqio_tasks, "module": seqio_tasks.__name__, "names": names}))
+"""
+
+
+def test_mixtures_by_the_names_of_t0s_own_runs(tmp_path):
+    prompts = tmp_path / "prompts"
+    write_prompts(prompts)
+    install = "from t5x.run import former_names; former_names.install()\n"
+    done = run(install + FORMER, T0X_PROMPTS_DIR=str(prompts), T0X_CACHE_DIR=str(tmp_path))
+    found = json.loads(done.stdout.splitlines()[-1])
+    names = found["names"]
+    assert found["same"] and found["module"] == "t0x.tasks.former_mixtures"
+    assert names["d4_train"] == names["t0_train"]
+    assert names["d4_gpt_train"] == names["t0+_train"]
+    assert names["d4_gpt_sglue_train"] == names["t0++_train"]
+    assert set(names["gpt_train"]) == set(names["t0+_train"]) - set(names["t0_train"])
+    assert set(names["sglue_train"]) == set(names["t0++_train"]) - set(names["t0+_train"])
+    assert names["d4_score_eval"] == names["t0_eval_score_eval"]
+    assert {f"{name}_score_eval" for name in names["d4_eval"]} == set(names["d4_score_eval"])
+    assert names["d4_train_score_eval"] == names["t0_train_score_eval"]
+    assert set(names["d4_train_eval"]) == {
+        "ag_news_which_",
+        "rotten_tomatoes_b",
+        "rotten_tomatoes_c",
+        "wiki_hop_original_choose_best_object_affirmative_1",
+        "wiki_hop_original_y",
+    }
+    generated = {"super_glue_axg_must_be_true", "wino_bias_type1_pro_refers_to"}
+    assert set(names["bias_fairness_eval"]) == generated
