@@ -38,6 +38,7 @@ EXTRAS = {
         "jsonschema>=4.20,<5",  # generated manifests are checked against schemas
         "kubernetes-validate>=1.29",
         "ruff>=0.9,<1",
+        "import-linter>=2.17,<3",
     ],
 }
 

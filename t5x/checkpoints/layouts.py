@@ -40,6 +40,21 @@ class StoredArray:
 
 
 @dataclasses.dataclass(frozen=True)
+class TargetArray:
+    """An array that a train state wants.
+
+    Attributes:
+      shape: its shape.
+      sharding: how it is laid out over the devices.
+      dtype: what floating point numbers are cast to; None leaves them as stored.
+    """
+
+    shape: tuple[int, ...]
+    sharding: NamedSharding
+    dtype: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """How to make an array of the model from arrays of the checkpoint.
 

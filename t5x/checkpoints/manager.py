@@ -34,8 +34,8 @@ from t5x.checkpoints.directories import (
     latest_step,
 )
 from t5x.checkpoints.formats import mesh_tensorflow
+from t5x.checkpoints.layouts import TargetArray
 from t5x.checkpoints.positions import DatasetCheckpointHandler
-from t5x.checkpoints.reading import TargetArray
 from t5x.checkpoints.retention import KeepBest, KeepLatest, Retention
 from t5x.checkpoints.saving import CheckpointSaver
 from t5x.checkpoints.snapshots import flatten_state

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from t5x.checkpoints import layouts
 from t5x.checkpoints.directories import all_steps
 from t5x.checkpoints.formats.storage import is_url
 from t5x.checkpoints.formats.stores import Arrays, find_format, open_checkpoint
-from t5x.checkpoints.layouts import Source, StoredArray
+from t5x.checkpoints.layouts import Source, StoredArray, TargetArray
 from t5x.optimizers.base import Optimizer
 
 _CONCURRENT_ARRAYS = 8
@@ -27,21 +26,6 @@ _CONCURRENT_ARRAYS = 8
 
 class UnreadableCheckpointError(ValueError):
     """Files of a checkpoint are missing, cut short or damaged."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TargetArray:
-    """An array that a train state wants.
-
-    Attributes:
-      shape: its shape.
-      sharding: how it is laid out over the devices.
-      dtype: what floating point numbers are cast to; None leaves them as stored.
-    """
-
-    shape: tuple[int, ...]
-    sharding: NamedSharding
-    dtype: Any
 
 
 @contextlib.contextmanager

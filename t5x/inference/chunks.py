@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 from etils import epath
 
-from t5x import utils
+from t5x.data.datasets import DatasetConfig
 from t5x.inference.files import Inferences
 from t5x.run import processes
 from t5x.run.console import console, log_ignored
@@ -80,7 +80,7 @@ def _split_auxiliary(results: Any) -> Inferences:
 class Reader:
     """Reads a task's rows a chunk at a time, as the task has them and as the model takes them."""
 
-    cfg: utils.DatasetConfig
+    cfg: DatasetConfig
     converter: seqio.FeatureConverter
     shard_id: int
     num_shards: int

@@ -15,8 +15,7 @@ from absl import logging
 
 from t5x.checkpoints import layouts
 from t5x.checkpoints.formats.storage import Directory
-from t5x.checkpoints.layouts import StoredArray
-from t5x.checkpoints.reading import TargetArray
+from t5x.checkpoints.layouts import StoredArray, TargetArray
 
 _SLOT = re.compile(r"(?P<name>.+?)(?:_slot_(?P<slot>vr|vc|v))?")
 _SLOT_FIELDS = {"v": "v", "vr": "v_row", "vc": "v_col"}

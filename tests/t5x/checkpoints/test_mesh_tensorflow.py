@@ -11,7 +11,7 @@ from flax import traverse_util
 from t5x import adafactor, partitioning, utils
 from t5x.checkpoints import restoring
 from t5x.checkpoints.formats import mesh_tensorflow
-from t5x.checkpoints.reading import TargetArray
+from t5x.checkpoints.layouts import TargetArray
 
 LENGTHS = {"encoder_input_tokens": (8, 6), "decoder_input_tokens": (8, 6)}
 SIZES = {"emb_dim": 128, "num_heads": 2, "head_dim": 64, "mlp_dim": 136}
