@@ -5,16 +5,19 @@ has the same answer choices for every row (-1: an answer that is none of them), 
 may be a list of texts, the right answers of one row. Values are in percent, except those of `auc`
 (fractions), `edit_distance` (words) and `mean_squared_error`.
 
-Names, keys and values follow t5.evaluation.metrics of t5 0.9.4, which T0 uses.
+Names, keys and values follow t5.evaluation.metrics of t5 0.9.4, which T0 uses. `register_metric`
+adds others.
 """
 
 import collections
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 MetricFunction = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+_Function = TypeVar("_Function", bound=MetricFunction)
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -23,30 +26,77 @@ _SPACED_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´
 NO_NUMBER = -1.0
 
 
-# Texts
+@dataclass(frozen=True)
+class _Metric:
+    function: MetricFunction
+    classes: int | None
 
 
+_METRICS: dict[str, _Metric] = {}  # by the name in lower case
+
+
+def register_metric(*names: str, classes: int | None = None) -> Callable[[_Function], _Function]:
+    """Makes a function the metric that templates mean by a name in their metadata.
+
+        @register_metric("Word Overlap")
+        def word_overlap(targets, predictions):
+            return {"word_overlap": ...}
+
+    The module must be imported before the tasks of such templates are registered.
+
+    Args:
+        names: in the templates' `metrics`; upper and lower case are the same.
+        classes: how many fixed answer choices the metric needs; tasks of templates that have
+            others, or none, do without it. None: it takes any.
+
+    Raises:
+        ValueError: a name has a function already.
+    """
+
+    def register(function: _Function) -> _Function:
+        for name in names:
+            known = _METRICS.get(name.lower())
+            if known is not None:
+                raise ValueError(
+                    f"register_metric: '{name}' is {known.function.__module__}."
+                    f"{known.function.__name__} already; choose another name"
+                )
+            _METRICS[name.lower()] = _Metric(function, classes)
+        return function
+
+    return register
+
+
+# Texts. "Other" is scored by accuracy in T0 as well. "Span Squad" and "Mean Reciprocal Rank", which
+# promptsource offers and no template uses, have no function: neither fits one generated text.
+
+
+@register_metric("Accuracy", "Other")
 def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Share of predictions equal to their target."""
     right = sum(target == made for target, made in zip(targets, predictions, strict=True))
     return {"accuracy": 100 * right / len(targets)}
 
 
+@register_metric("Sequence Accuracy")
 def sequence_accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """`accuracy` under another name."""
     return {"sequence_accuracy": accuracy(targets, predictions)["accuracy"]}
 
 
+@register_metric("Squad")
 def squad(targets: Sequence[Any], predictions: Sequence[str]) -> dict[str, float]:
     """Exact match and token F1 after SQuAD's normalisation; the best of several right answers."""
     return _question_answering(targets, predictions, _NO_PUNCTUATION)
 
 
+@register_metric("Trivia QA")
 def trivia_qa(targets: Sequence[Any], predictions: Sequence[str]) -> dict[str, float]:
     """As `squad`, after TriviaQA's normalisation: punctuation becomes space."""
     return _question_answering(targets, predictions, _SPACED_PUNCTUATION)
 
 
+@register_metric("COQA F1")
 def coqa_f1(targets: Sequence[Any], predictions: Sequence[str]) -> dict[str, float]:
     """Token F1 of CoQA's evaluation: `squad`'s, but two empty answers agree."""
 
@@ -91,6 +141,7 @@ def _token_f1(target: Sequence[str], made: Sequence[str]) -> float:
     return 2 * shared / (len(target) + len(made)) if shared else 0.0
 
 
+@register_metric("BLEU")
 def bleu(targets: Sequence[Any], predictions: Sequence[str]) -> dict[str, float]:
     """Corpus BLEU by sacrebleu, with its international tokenizer."""
     import sacrebleu
@@ -103,6 +154,7 @@ def bleu(targets: Sequence[Any], predictions: Sequence[str]) -> dict[str, float]
     return {"bleu": score.score}
 
 
+@register_metric("ROUGE")
 def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Mean ROUGE-1, -2 and -L (of sentences) F1 by rouge-score.
 
@@ -120,6 +172,7 @@ def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float
     return {kind: 100 * sum(s[kind].fmeasure for s in scores) / len(scores) for kind in kinds}
 
 
+@register_metric("Edit Distance")
 def edit_distance(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Levenshtein distance between the lower-case words of target and prediction."""
     import statistics
@@ -142,6 +195,7 @@ def edit_distance(targets: Sequence[str], predictions: Sequence[str]) -> dict[st
 # Numbers
 
 
+@register_metric("Pearson Correlation")
 def pearson(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Pearson's correlation; NaN where either side is constant."""
     import scipy.stats
@@ -150,6 +204,7 @@ def pearson(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, flo
     return {"pearson_corrcoef": 100 * float(value)}
 
 
+@register_metric("Spearman Correlation")
 def spearman(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Spearman's rank correlation; NaN where either side is constant."""
     import scipy.stats
@@ -158,6 +213,7 @@ def spearman(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, fl
     return {"spearman_corrcoef": 100 * float(value)}
 
 
+@register_metric("Mean Squared Error")
 def mean_squared_error(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Mean of the squared differences; not in percent (and not in t5)."""
     pairs = zip(_numbers(targets), _numbers(predictions), strict=True)
@@ -177,6 +233,7 @@ def _numbers(values: Sequence[Any]) -> list[float]:
 # Classes, given as numbers
 
 
+@register_metric("AUC", classes=2)
 def auc(targets: Sequence[int], predictions: Sequence[float]) -> dict[str, float]:
     """Areas (0 to 1) under the ROC and the precision-recall curve of two classes."""
     import sklearn.metrics
@@ -198,6 +255,7 @@ def f1_of_two(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, f
     return {"f1": 100 * float(sklearn.metrics.f1_score(targets, valid))}
 
 
+@register_metric("MultiRC", classes=2)
 def multirc_f1(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """MultiRC's F1 over all answers: `f1_of_two`, of numbers or of t5's {"value": number}."""
     values = (
@@ -223,27 +281,6 @@ def matthews(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, fl
     return {"matthews_corrcoef": 100 * float(value)}
 
 
-# "Other" is scored by accuracy in T0 as well. "Span Squad" and "Mean Reciprocal Rank", which
-# promptsource offers and no template uses, have no function: neither fits one generated text.
-BY_NAME: dict[str, MetricFunction] = {
-    "Accuracy": accuracy,
-    "Sequence Accuracy": sequence_accuracy,
-    "Other": accuracy,
-    "Squad": squad,
-    "Trivia QA": trivia_qa,
-    "COQA F1": coqa_f1,
-    "BLEU": bleu,
-    "ROUGE": rouge,
-    "Edit Distance": edit_distance,
-    "Pearson Correlation": pearson,
-    "Spearman Correlation": spearman,
-    "Mean Squared Error": mean_squared_error,
-    "MultiRC": multirc_f1,
-    "AUC": auc,
-}
-_BY_LOWER_NAME = {name.lower(): function for name, function in BY_NAME.items()}
-# Of two classes only; a template without fixed choices for them gets the others it names.
-_OF_TWO_CLASSES = (auc, multirc_f1)
 # Benchmarks whose own metrics T0 takes, and how many classes those need.
 BENCHMARKS: dict[tuple[str, str | None], tuple[int, tuple[MetricFunction, ...]]] = {
     ("glue", "cola"): (2, (matthews,)),
@@ -262,7 +299,7 @@ def metric_functions(
     """Functions for a template's metric names, each once.
 
     Args:
-        names: as in the template's metadata; unknown ones are left out.
+        names: as in the template's metadata; those that nobody registered are left out.
         classes: number of fixed answer choices, 0 for a template without.
         dataset: with `subset`, to give GLUE's and SuperGLUE's tasks their own metrics.
         subset: configuration of the dataset.
@@ -270,5 +307,6 @@ def metric_functions(
     needed, own = BENCHMARKS.get((dataset, subset), (0, ()))
     if own and classes == needed:
         return list(own)
-    found = [_BY_LOWER_NAME[name.lower()] for name in names if name.lower() in _BY_LOWER_NAME]
-    return [f for f in dict.fromkeys(found) if classes == 2 or f not in _OF_TWO_CLASSES]
+    found = [_METRICS[name.lower()] for name in names if name.lower() in _METRICS]
+    fitting = [metric.function for metric in found if metric.classes in (None, classes)]
+    return list(dict.fromkeys(fitting))

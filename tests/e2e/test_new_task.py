@@ -26,7 +26,7 @@ def read_page():
 
 def test_the_page_has_what_this_test_needs():
     steps = list(read_page())
-    assert [kind for kind, *_ in steps].count("file") == 8
+    assert [kind for kind, *_ in steps].count("file") == 9
     commands = [what for kind, what, _ in steps if kind == "command"]
     assert [command.split()[1] for command in commands[:2]] == ["prompts", "prompts"]
     assert [c.split()[2] for c in commands if c.startswith("python -m")] == [

@@ -8,13 +8,16 @@ to 5.
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import seqio
 
-from t0x import metrics
+from t0x import metrics, registration
+from t0x.prompts.template import Metadata, Template
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/metrics.json").read_text())
 FUNCTIONS = {
@@ -83,3 +86,46 @@ def test_importing_loads_no_metric_library():
     code = f"import sys, t0x.metrics; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+PAGE = (Path(__file__).parents[2] / "docs/new_task.md").read_text()
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Metrics registered in a test are gone after it."""
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+
+
+def test_a_metric_from_outside_is_what_templates_mean_by_its_name(registered):
+    """The one that docs/new_task.md registers, on its way to the evaluation of a task."""
+    (code,) = re.findall(r"^`my_metrics.py`:\n\n```python\n(.*?)^```", PAGE, re.DOTALL | re.M)
+    exec(code, {"__name__": "my_metrics"})
+    template = Template(
+        "t", "{{x}}|||{{y}}", None, "", "t", Metadata(True, False, ("word overlap",))
+    )
+    rows = {"train": [{"x": "a", "y": "dry and sunny"}]}
+    features = {
+        name: seqio.Feature(seqio.ByteVocabulary(), add_eos=name == "targets")
+        for name in ("inputs", "targets")
+    }
+    tasks = registration.register_dataset(
+        "overlap", rows, {"t": template}, output_features=features
+    )
+    (function,) = seqio.TaskRegistry.get(tasks.train[0]).metric_fns
+    found = function(["dry and sunny", "heavy rain"], ["sunny and warm", "heavy rain"])
+    assert found == {"word_overlap": pytest.approx(100 * (2 / 3 + 1) / 2)}
+
+
+def test_a_metric_may_need_a_number_of_classes(registered):
+    @metrics.register_metric("Of Three", classes=3)
+    def of_three(targets, predictions):
+        return {"of_three": 0.0}
+
+    assert metrics.metric_functions(["Of Three"], classes=3) == [of_three]
+    assert metrics.metric_functions(["Of Three"], classes=2) == []
+
+
+def test_a_name_is_registered_once(registered):
+    with pytest.raises(ValueError, match=r"'rouge' is t0x\.metrics\.rouge already"):
+        metrics.register_metric("rouge")(metrics.accuracy)
