@@ -30,7 +30,7 @@ def plan(topology: str, keep: Path | None) -> dict[str, Any]:
     command += [f"--rows_per_chip={ROWS_PER_CHIP}", *(f"--gin_file={name}" for name in RUN)]
     if topology in PARTITIONS:
         name = "partitioning.PjitPartitioner.num_partitions"
-        command += ["--gin", f"{name} = {PARTITIONS[topology]}"]
+        command += ["--gin_bindings", f"{name} = {PARTITIONS[topology]}"]
     line = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class Job:
             raise ValueError(f"--mode '{self.mode}' is none of {', '.join(MODES)}")
         for binding in self.bindings:
             if "=" not in binding:
-                raise ValueError(f"--binding '{binding}' must be NAME=VALUE")
+                raise ValueError(f"--gin_bindings '{binding}' must be NAME=VALUE")
         bad = [name for name in self.environment if not re.fullmatch(r"[A-Za-z_]\w*", name)]
         if bad:
             raise ValueError(f"--env '{bad[0]}' is not the name of an environment variable")

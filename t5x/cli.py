@@ -42,6 +42,17 @@ def define_flags() -> None:
     flags.DEFINE_boolean("verbose", False, "Show logs and tracebacks on the terminal.")
 
 
+def spell_flag(word: str) -> str:
+    """A word of the command line, with a flag's hyphens as the underscores it is defined with."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    underscored = name.replace("-", "_")
+    if underscored not in FLAGS and underscored.removeprefix("no") not in FLAGS:
+        return word
+    return f"--{underscored}{equals}{value}"
+
+
 def run(entry_point: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
     """Configures `entry_point` by the command line's gin files and calls it (see `run_chosen`)."""
     run_chosen(lambda: entry_point, argv)
@@ -55,7 +66,8 @@ def run_chosen(choose: Callable[[], Callable[..., Any]], argv: Sequence[str] | N
     """
     define_flags()
     try:
-        rest = FLAGS(gin_utils.rewrite_gin_args(sys.argv if argv is None else argv))
+        words = gin_utils.rewrite_gin_args(sys.argv if argv is None else argv)
+        rest = FLAGS([spell_flag(word) for word in words])
         if len(rest) > 1:
             raise app.UsageError(f"unknown argument '{rest[1]}'; settings are --gin.NAME=VALUE")
         if not FLAGS.gin_file:

@@ -5,7 +5,7 @@ import traceback
 
 import typer
 
-from t0x.cli import checkpoints, launch, prompts, tasks
+from t0x.cli import checkpoints, launch, prompts, shared, tasks
 from t0x.cli.convert import convert
 from t0x.cli.plan import plan
 from t0x.cli.report import report
@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Prompts, tasks, zero-shot evaluation and reports for T0-style models.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings=shared.CONTEXT_SETTINGS,
     pretty_exceptions_enable=False,
 )
 app.add_typer(prompts.app, name="prompts")
@@ -23,10 +24,10 @@ app.add_typer(tasks.app, name="tasks")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.command()(report)
-app.command()(score)
+app.command(cls=shared.GinCommand)(score)
 app.command()(select)
 app.command()(convert)
-app.command()(plan)
+app.command(cls=shared.GinCommand)(plan)
 
 
 def main() -> None:

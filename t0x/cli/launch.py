@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from t0x.cli import shared
+
 if TYPE_CHECKING:
     from t0x.launch.job import Job
 
@@ -45,9 +47,7 @@ def _read_job(
     mode: Annotated[
         str | None, typer.Option("--mode", help="train (default), eval, infer.")
     ] = None,
-    binding: Annotated[
-        list[str] | None, typer.Option("--binding", help="Gin binding NAME=VALUE.")
-    ] = None,
+    gin_bindings: shared.GinBindings = None,
     package: Annotated[
         str | None, typer.Option("--package", help="What pip installs: t0x, a wheel.")
     ] = None,
@@ -69,7 +69,7 @@ def _read_job(
             "gin_file": gin_file,
             "model_dir": model_dir,
             "mode": mode,
-            "bindings": binding,
+            "bindings": gin_bindings,
             "package": package,
             "environment": {key: value for key, _, value in pairs},
             "setup": setup,
@@ -141,7 +141,7 @@ def local(
     sys.exit(run.run(mode, context.args, dry_run=dry_run))
 
 
-@app.command()
+@app.command(cls=shared.GinCommand)
 @_with_job()
 def tpu(
     describe: functools.partial,
@@ -178,7 +178,7 @@ def tpu(
         machines.watch(run)
 
 
-@app.command()
+@app.command(cls=shared.GinCommand)
 @_with_job()
 def gke(
     describe: functools.partial,
@@ -211,7 +211,7 @@ def gke(
     _submit(write_yaml(manifest), out, f"{run.name}.yaml", tool, dry_run)
 
 
-@app.command()
+@app.command(cls=shared.GinCommand)
 @_with_job("package")
 def slurm(
     describe: functools.partial,
@@ -242,7 +242,7 @@ def slurm(
     _submit(script, out, f"{run.name}.sh", ["sbatch"], dry_run)
 
 
-@app.command()
+@app.command(cls=shared.GinCommand)
 @_with_job()
 def skypilot(
     describe: functools.partial,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t0x.cli import shared
+
 if TYPE_CHECKING:
     from t0x.plan.estimate import Estimate
     from t0x.plan.slices import Slice
@@ -23,10 +25,7 @@ def plan(
         list[str],
         typer.Option(help="KIND:SHAPE, as v5e:16x16, v4:8x8x8, 2*v5e:16x16; may be repeated."),
     ],
-    gin_bindings: Annotated[
-        list[str] | None,
-        typer.Option("--gin_bindings", "--gin", help="'NAME = VALUE'; may be repeated."),
-    ] = None,
+    gin_bindings: shared.GinBindings = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of a chip-hour.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps to count instead of the gin file's.")
@@ -86,11 +85,9 @@ def plan(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Neither what libraries say while imported nor gin's list of folders without the file."""
-    from t0x.cli.tasks import without_native_chatter
-
     logging.disable(logging.ERROR)
     try:
-        with without_native_chatter():
+        with shared.without_native_chatter():
             yield
     finally:
         logging.disable(logging.NOTSET)

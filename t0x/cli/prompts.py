@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t0x.cli.shared import print_table
+
 if TYPE_CHECKING:
     from t0x.prompts.template import Template
 
@@ -23,7 +25,7 @@ def install(
     archive: Annotated[
         Path | None, typer.Option(help="A local copy of promptsource-0.2.3.tar.gz (no network).")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace what is installed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is installed.")] = False,
 ) -> None:
     """Download promptsource's 2,085 templates.
 
@@ -98,7 +100,6 @@ def _record(dataset: str, subset: str | None, template: "Template") -> dict:
 
 
 def _print_table(entries: "list[tuple[str, str | None, Template]]") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -113,9 +114,7 @@ def _print_table(entries: "list[tuple[str, str | None, Template]]") -> None:
         choices = " | ".join(fixed) if fixed else "per row" if record["has_answer_choices"] else ""
         original = {True: "yes", False: "no", None: ""}[record["original_task"]]
         table.add_row(escape(dataset), escape(record["name"]), escape(choices), original)
-    console = Console()
-    # Piped, a row is a line.
-    (console if console.is_terminal else Console(width=500)).print(table)
+    print_table(table)
 
 
 @app.command()

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from t0x.cli import shared
+
 
 def score(
     checkpoint: Annotated[
@@ -15,14 +17,14 @@ def score(
     out: Annotated[Path, typer.Option(help="Gets the rows with scores and prediction added.")],
     gin_file: Annotated[
         list[str] | None,
-        typer.Option(help="The model's run file; by default config.gin beside the checkpoint."),
+        typer.Option(
+            "--gin_file", help="The model's run file; by default config.gin beside the checkpoint."
+        ),
     ] = None,
     vocabulary: Annotated[
         Path | None, typer.Option(help="SentencePiece model; by default the run's own.")
     ] = None,
-    gin_bindings: Annotated[
-        list[str] | None, typer.Option(help="A setting NAME=VALUE of the run file.")
-    ] = None,
+    gin_bindings: shared.GinBindings = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="Packed rows in a batch; by default 4,096 tokens.")
     ] = None,

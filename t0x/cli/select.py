@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t0x.cli import shared
+
 if TYPE_CHECKING:
     from t0x.results.selection import Candidate
 
@@ -21,12 +23,9 @@ def select(
         str | None, typer.Option(help="EVAL_OUTPUT_DIR of the evaluation, if not MODEL_DIR.")
     ] = None,
     common: Annotated[
-        bool, typer.Option(help="Count only tasks that every evaluated checkpoint has.")
+        bool, typer.Option("--common", help="Count only tasks that every evaluated checkpoint has.")
     ] = False,
-    module: Annotated[
-        list[str] | None,
-        typer.Option(help="Python module that registers the mixture. Default: mini, p3, local."),
-    ] = None,
+    module: shared.Modules = None,
     gin_file: Annotated[
         str, typer.Option("--gin_file", help="Run file in the commands that are printed.")
     ] = "eval_t0.gin",
@@ -39,12 +38,11 @@ def select(
 
         t0x select --mixture t0_train_score_eval runs/t0_3b
     """
-    from t0x.cli.tasks import import_modules, mixture_tasks, without_native_chatter
     from t0x.results import selection
 
-    with without_native_chatter():
-        import_modules(module)
-        tasks = mixture_tasks(mixture)
+    with shared.without_native_chatter():
+        shared.import_modules(module)
+        tasks = shared.mixture_tasks(mixture)
     candidates = selection.read_candidates(model_dir, tasks, results, common)
     best = selection.choose(candidates)
     undone = [one.step for one in candidates if one.kept and one.missing]

@@ -88,6 +88,9 @@ def test_rewrite_gin_args():
             "",
             "did you mean 'times'?",
         ),
+        (["--gin-file=run.gin", "--gin-bindings", "TEXT='a-b'"], 0, "a-b\n", ""),
+        (["--gin-file", "run.gin", "--nodry-run", "--noverbose"], 0, "from the file\n", ""),
+        (["--gin_file=run.gin", "--gin-flie=x"], 2, "", "Unknown command line flag 'gin-flie'"),
         ([], 2, "", "error: --gin_file=FILE is missing"),
     ],
 )

@@ -164,7 +164,7 @@ SMALL = [
 
 
 def _plan(*arguments):
-    settings = [part for binding in SMALL for part in ("--gin", binding)]
+    settings = [part for binding in SMALL for part in ("--gin_bindings", binding)]
     result = typer.testing.CliRunner().invoke(
         cli.app, ["plan", "--gin_file", "t0_mini.gin", *settings, *arguments]
     )
@@ -175,7 +175,7 @@ def _plan(*arguments):
 @needs_libtpu
 def test_small_run_is_estimated_for_four_chips(clean_gin, tmp_path):
     dump = tmp_path / "step.txt"
-    sharding = ["--gin_file", "slice_v5e.gin", "--gin", f"{sweep.NUM_PARTITIONS} = 2"]
+    sharding = ["--gin_file", "slice_v5e.gin", "--gin_bindings", f"{sweep.NUM_PARTITIONS} = 2"]
     options = ["--price", "2", "--dump_hlo", str(dump), "--json"]
     out = _plan("--topology", "v5e:2x2", *sharding, *options)
     found = json.loads(out.splitlines()[-1])
@@ -197,7 +197,7 @@ def test_small_run_is_estimated_for_four_chips(clean_gin, tmp_path):
 
 
 # Kernels take long to compile and change nothing of what such a test is about.
-WITHOUT_KERNELS = ["--gin", "network.T5Config.attention = 'reference'"]
+WITHOUT_KERNELS = ["--gin_bindings", "network.T5Config.attention = 'reference'"]
 
 
 @needs_libtpu
@@ -206,7 +206,7 @@ def test_two_slices_send_each_other_what_a_chip_keeps_of_the_gradients(clean_gin
     settings = [
         part
         for name, value in mesh.items()
-        for part in ("--gin", f"partitioning.PjitPartitioner.{name} = {value}")
+        for part in ("--gin_bindings", f"partitioning.PjitPartitioner.{name} = {value}")
     ]
     sharding = ["--gin_file", "slice_v5e.gin", *settings, *WITHOUT_KERNELS]
     found = json.loads(_plan("--topology", "2*v5e:2x2", "--json", *sharding).splitlines()[-1])
@@ -222,7 +222,7 @@ def test_two_slices_send_each_other_what_a_chip_keeps_of_the_gradients(clean_gin
 
 @needs_libtpu
 def test_running_out_of_memory_is_an_answer(clean_gin):
-    wide = ["--gin", "network.T5Config.mlp_dim = 16_777_216", *WITHOUT_KERNELS]
+    wide = ["--gin_bindings", "network.T5Config.mlp_dim = 16_777_216", *WITHOUT_KERNELS]
     out = _plan("--topology", "v5e:2x2", *wide)
     assert "does not fit" in out and "too much" in out
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from orbax.checkpoint._src.path import gcs_utils
 
-from t0x.cli import tasks as cli_tasks
+from t0x.cli import shared
 from t0x.cli.select import select
 from t0x.results import format, selection
 
@@ -101,8 +101,8 @@ def test_what_is_no_run_is_named(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs `t0x select` with a mixture of TASKS registered."""
-    monkeypatch.setattr(cli_tasks, "import_modules", lambda modules: None)
-    monkeypatch.setattr(cli_tasks, "mixture_tasks", lambda mixture: dict.fromkeys(TASKS, 1.0))
+    monkeypatch.setattr(shared, "import_modules", lambda modules: None)
+    monkeypatch.setattr(shared, "mixture_tasks", lambda mixture: dict.fromkeys(TASKS, 1.0))
 
     def run_it(model_dir, **options):
         defaults = {"results": None, "common": False, "module": None, "as_json": False}
