@@ -18,17 +18,21 @@ PACKAGES = [*find_packages(include=["t0x", "t0x.*"]), *PACKAGE_DIR]
 if not os.environ.get("T0X_WITHOUT_T5X"):
     PACKAGES += find_packages(include=["t5x", "t5x.*"])
 
+# Beam needs protobuf below 7, which sentencepiece 0.2.3's generated code does not run on; to write
+# TFRecord it needs one of three checksum packages.
+CACHE = ["apache-beam>=2.60,<3", "google-crc32c>=1.5,<2", "sentencepiece>=0.2,<0.2.3"]
 REPORT = ["altair>=5.5,<7", "vl-convert-python>=1.7,<2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda13]"],
     "hub": ["datasets>=3,<6"],
     "pickle": ["torch"],  # Hugging Face weights that are still pickles
-    "cache": ["apache-beam>=2.60,<3"],
+    "cache": CACHE,
     "plan": ["libtpu"],
     "report": REPORT,
     "test": [
         *REPORT,
+        *CACHE,  # prepare as a pipeline, and SeqIO's own writer of cached tasks
         "importlib_resources>=6",  # tensorflow_datasets imports it to read prepared builders
         "safetensors>=0.4",  # what t0x convert writes is read by the library itself
         "libtpu; sys_platform == 'linux'",  # steps compile for TPU slices without one

@@ -8,6 +8,7 @@ import rich.progress
 from rich.text import Text
 
 PLAIN_LINE_SECONDS = 10.0
+BAR_SECONDS = 0.1
 
 
 class Progress:
@@ -34,6 +35,8 @@ class Progress:
                 rich.progress.BarColumn(),
                 console=self._console,
                 transient=True,
+                # No thread of its own: its caller may fork.
+                auto_refresh=False,
             )
             try:
                 bar.start()
@@ -59,7 +62,9 @@ class Progress:
         if worked > 0:
             facts += f"  {_clock((now - self._started) / worked * (self._total - done))} left"
         if self._bar:
-            self._bar.update(self._task, completed=done, facts=facts)
+            refresh = now - self._shown >= BAR_SECONDS or done >= self._total
+            self._bar.update(self._task, completed=done, facts=facts, refresh=refresh)
+            self._shown = now if refresh else self._shown
         elif now - self._shown >= PLAIN_LINE_SECONDS:
             self._console.print(Text(facts))
             self._shown = now

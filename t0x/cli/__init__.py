@@ -8,6 +8,7 @@ import typer
 from t0x.cli import checkpoints, launch, prompts, shared, tasks
 from t0x.cli.convert import convert
 from t0x.cli.plan import plan
+from t0x.cli.prepare import prepare
 from t0x.cli.report import report
 from t0x.cli.score import score
 from t0x.cli.select import select
@@ -28,6 +29,8 @@ app.command(cls=shared.GinCommand)(score)
 app.command()(select)
 app.command()(convert)
 app.command(cls=shared.GinCommand)(plan)
+# Beam's own options follow after --.
+app.command(cls=shared.GinCommand, context_settings={"allow_extra_args": True})(prepare)
 
 
 def main() -> None:

@@ -1,10 +1,7 @@
 """`t0x plan`: what a run costs on a TPU slice, asked of the compiler rather than of a slice."""
 
-import contextlib
 import itertools
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,17 +79,6 @@ def plan(
         text.print_comparison(shown, Console())
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither what libraries say while imported nor gin's list of folders without the file."""
-    logging.disable(logging.ERROR)
-    try:
-        with shared.without_native_chatter():
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def _numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
@@ -116,7 +102,7 @@ def _estimate(
 ) -> "Estimate":
     # Said before, because the compiler can end the whole process and then nothing more is said.
     typer.echo(f"compiling for {place.name}: minutes, for billions of parameters", err=True)
-    with _quiet():
+    with shared.quiet():
         from t0x.plan import estimate, step
 
         step.read_run(gin_files, [*bindings, *settings])
@@ -138,7 +124,7 @@ def _sweep(
 ) -> list["Estimate"]:
     from t0x.plan import sweep
 
-    with _quiet():
+    with shared.quiet():
         from t0x.plan import step
 
         step.read_run(gin_files, bindings)

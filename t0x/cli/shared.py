@@ -5,6 +5,7 @@ Options are spelled as t5x's flags are, `--gin_file`, and hyphens are taken for 
 """
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -67,25 +68,40 @@ def without_native_chatter() -> Iterator[None]:
         sys.stderr = stderr
 
 
-def import_modules(modules: list[str] | None) -> None:
-    """Imports modules that register tasks; by default all of t0x's own that can be."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Neither what libraries say while imported nor gin's list of folders without the file."""
+    logging.disable(logging.ERROR)
+    try:
+        with without_native_chatter():
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def import_modules(modules: list[str] | None) -> list[str]:
+    """Imports modules that register tasks, by default all of t0x's own that can be; their names."""
     import importlib
 
     from t0x.sources.openers import DATA_DIR_VARIABLE
 
     if modules and "" not in sys.path:
         sys.path.insert(0, "")  # a module of the working directory, as for `python -m t5x.train`
+    imported = []
     for name in modules or MODULES:
         try:
             importlib.import_module(name)
+            imported.append(name)
         except LookupError as error:
             # Without --module, what is not installed is no reason to hide what is.
             if modules:
                 raise
             typer.echo(f"{name} is left out: {error}", err=True)
-            return
+            return imported
     if not modules and os.environ.get(DATA_DIR_VARIABLE):
         importlib.import_module("t0x.tasks.local")
+        imported.append("t0x.tasks.local")
+    return imported
 
 
 def mixture_tasks(mixture: str) -> dict[str, float]:

@@ -24,9 +24,12 @@ TASK_MODULES = ("t0x.tasks.p3",)
 
 
 def read_run(
-    gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = (".",)
+    gin_files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (".",),
+    with_tasks: bool = False,
 ) -> None:
-    """Parses a training run's gin file, without registering P3's tasks.
+    """Parses a training run's gin file; P3's tasks are registered only `with_tasks`.
 
     Replaces whatever gin configuration there was.
 
@@ -34,7 +37,7 @@ def read_run(
       FileNotFoundError, ValueError: see `t5x.gin_utils.parse_gin_flags`.
     """
     gin.clear_config()
-    with _as_train_script():
+    with _as_train_script(() if with_tasks else TASK_MODULES):
         gin_utils.parse_gin_flags(
             [*search_paths, *gin_utils.find_search_paths()],
             gin_files,
@@ -44,12 +47,12 @@ def read_run(
 
 
 @contextlib.contextmanager
-def _as_train_script() -> Iterator[None]:
-    """Gin files bind `__main__.train`: gives them one. Task modules become empty ones."""
+def _as_train_script(empty: Sequence[str]) -> Iterator[None]:
+    """Gin files bind `__main__.train`: gives them one. Some modules become empty ones."""
     script = types.ModuleType("__main__")
     script.train = train_arguments
     modules = {"__main__": script}
-    modules |= {name: types.ModuleType(name) for name in TASK_MODULES if name not in sys.modules}
+    modules |= {name: types.ModuleType(name) for name in empty if name not in sys.modules}
     saved = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

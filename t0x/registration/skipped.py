@@ -5,6 +5,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from absl import logging
@@ -20,6 +21,7 @@ OTHER_FIELDS = "not in the dataset's schema"
 NO_TEXT = "half of a surrogate pair"  # JSON's \ud83d without its partner: no UTF-8 for it
 _skipped: dict[str, dict[str, set[tuple[str, int]]]] = {}
 _skipped_lock = threading.Lock()
+_here = threading.local()
 
 
 def skipped_rows() -> dict[str, dict[str, int]]:
@@ -41,6 +43,10 @@ def skipped_in(task: str, split: str) -> dict[str, int]:
 
 def skip(task: str, reason: str, split: str, row: int, detail: str = "") -> None:
     """Counts a row that is left out; only a task's first row for each reason is logged."""
+    counts = getattr(_here, "counts", None)
+    if counts is not None:
+        counts[task, reason] += 1
+        return
     with _skipped_lock:
         rows = _skipped.setdefault(task, {}).setdefault(reason, set())
         first = not rows
@@ -48,6 +54,19 @@ def skip(task: str, reason: str, split: str, row: int, detail: str = "") -> None
     if first:
         why = f"{reason}: {detail}" if detail else reason
         logging.warning("%s: row %d of split %s left out: %s", task, row, split, why)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[tuple[str, str]]]:
+    """Counts rows left out inside, in this thread, by (task, reason) and apart from all others.
+
+    Nothing is logged, and a row that is rendered twice counts twice.
+    """
+    before, _here.counts = getattr(_here, "counts", None), Counter()
+    try:
+        yield _here.counts
+    finally:
+        _here.counts = before
 
 
 class _AtExit:
