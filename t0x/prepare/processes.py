@@ -5,6 +5,7 @@ and imported is there, and what a job opened is freed with it.
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any
-
-from absl import logging
 
 _fork = multiprocessing.get_context("fork")
 
@@ -96,7 +95,7 @@ def _start(work: Callable[..., Any], job: Any) -> tuple[connection.Connection, A
         receiver.close()
         # Ctrl-C reaches the whole group; the parent ends us then.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        logging.set_verbosity(logging.ERROR)
+        logging.disable(logging.WARNING)  # what is left out is counted, not told
 
         def report(*numbers: int) -> None:
             if os.getppid() != parent:  # it was killed: nobody wants the rest
