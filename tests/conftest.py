@@ -1,6 +1,7 @@
 """What every test runs with: eight virtual CPU devices, quick compilation, commands at hand."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -70,6 +71,23 @@ for line in sys.stdin:
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+
+
+@pytest.fixture
+def object_server(tmp_path, monkeypatch):
+    """What TensorStore reads and writes by http:// and gs://; see tests/object_server.py."""
+    spec = importlib.util.spec_from_file_location(
+        "object_server", Path(__file__).with_name("object_server.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    root = tmp_path / "objects"
+    root.mkdir()
+    server = module.ObjectServer(root)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from t0x.evaluation import encoding, fingerprints, packing
 from t0x.evaluation.file import BAD_ROWS_SHOWN, Ledger, score_file
 from t0x.evaluation.scorer import Scorer
 from t5x import gin_utils, models, partitioning, train_state, utils
-from t5x.checkpoints.directories import all_steps, get_checkpoint_dir
+from t5x.checkpoints.directories import find_single, get_checkpoint_dir, latest_step
 from t5x.run.console import console
 
 DEFAULT_LIMITS = {"inputs": 1024, "targets": 256}
@@ -53,8 +53,10 @@ def find_checkpoint(path: str) -> str:
     path = path.rstrip("/")
     if not os.path.exists(path) and "://" not in path:
         raise FileNotFoundError(f"--checkpoint {path}: no such directory")
-    steps = all_steps(path)
-    return str(get_checkpoint_dir(path, steps[-1])) if steps else path
+    if single := find_single(path):
+        return single
+    step = latest_step(path)
+    return path if step is None else str(get_checkpoint_dir(path, step))
 
 
 def read_setup(checkpoint: str, gin_files: Sequence[str], bindings: Sequence[str]) -> Setup:

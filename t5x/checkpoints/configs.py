@@ -58,7 +58,8 @@ class RestoreCheckpointConfig:
       strict: whether optimizer state must be there too.
       fallback_to_scratch: initialise what the checkpoint lacks.
       dtype: of restored parameters; as saved when None.
-      restore_dataset: whether the position in the data is restored.
+      restore_dataset: whether the position in the data is restored; None does so where a run goes
+        on from a checkpoint of its own MODEL_DIR, and False then reads the data from its beginning.
       checkpointer_cls: upstream's legacy reader.
       state_transformation_fns: applied to the state after reading, after the assignment map.
       checkpoint_manager_cls: the Orbax manager.
@@ -70,7 +71,7 @@ class RestoreCheckpointConfig:
     strict: bool = True
     fallback_to_scratch: bool = False
     dtype: str | None = None
-    restore_dataset: bool | None = False
+    restore_dataset: bool | None = None
     checkpointer_cls: Callable[..., Any] = manager.Checkpointer
     state_transformation_fns: Sequence[Callable[..., Any]] = ()
     checkpoint_manager_cls: Callable[..., Any] = manager.OrbaxCheckpointManagerInterface

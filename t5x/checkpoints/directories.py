@@ -7,11 +7,11 @@ import os
 import re
 
 import gin
-import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from t5x.checkpoints.formats.storage import is_url
-from t5x.checkpoints.formats.stores import COMMIT_FILE, LEGACY_FILE, find_format
+from t5x.checkpoints.formats.stores import COMMIT_FILE, LEGACY_FILE, STATE_ITEM, find_format
 
 DATASET_ITEM = "dataset"
 _UNLISTABLE = ("http://", "https://")
@@ -46,32 +46,45 @@ def get_step_from_checkpoint_dir(checkpoints_dir: str) -> tuple[str, int]:
       ValueError: the last part of the path is not of that form.
     """
     parent, name = os.path.split(os.fspath(checkpoints_dir).rstrip("/"))
-    match = re.fullmatch(rf"{re.escape(get_checkpoint_prefix())}_(\d+)", name)
+    match = re.fullmatch(rf"{re.escape(get_checkpoint_prefix())}_([0-9]+)", name)
     if match is None:
         raise ValueError(f"{checkpoints_dir} is not a checkpoint: its name is not checkpoint_STEP")
     return parent, int(match[1])
 
 
-def _is_complete(checkpoint: epath.Path) -> bool:
-    # On object stores a directory bears its final name from the start, and a marker completes it.
-    return (checkpoint / LEGACY_FILE).exists() or ocp.utils.is_checkpoint_finalized(checkpoint)
-
-
-def all_steps(checkpoints_dir: epath.PathLike) -> list[int]:
-    """Returns the steps of the complete checkpoints in a directory, in ascending order."""
+def _candidates(checkpoints_dir: epath.PathLike) -> list[int]:
+    """Steps in ascending order whose directory has a checkpoint's name, whatever is in it."""
     if os.fspath(checkpoints_dir).startswith(_UNLISTABLE):
         return []
     directory = epath.Path(checkpoints_dir)
     if not directory.is_dir():
         return []
-    pattern = re.compile(rf"{re.escape(get_checkpoint_prefix())}_(\d+)")
-    matches = ((pattern.fullmatch(path.name), path) for path in directory.iterdir())
-    return sorted(int(match[1]) for match, path in matches if match and _is_complete(path))
+    # As `get_checkpoint_dir` writes it: Python's own idea of a digit has those of all scripts.
+    pattern = re.compile(rf"{re.escape(get_checkpoint_prefix())}_(0|[1-9][0-9]*)")
+    matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _is_complete(checkpoints_dir: epath.PathLike, step: int) -> bool:
+    # On object stores a directory bears its final name from the start, and a marker completes it.
+    return find_format(get_checkpoint_dir(checkpoints_dir, step)) is not None
+
+
+def all_steps(checkpoints_dir: epath.PathLike) -> list[int]:
+    """Returns the steps of the complete checkpoints in a directory, in ascending order.
+
+    A step is a directory named in ASCII digits that holds a checkpoint in a known format.
+
+    Raises:
+      OSError: that cannot be known: no permission, or out of reach.
+    """
+    return [step for step in _candidates(checkpoints_dir) if _is_complete(checkpoints_dir, step)]
 
 
 def latest_step(checkpoints_dir: epath.PathLike) -> int | None:
-    """Returns the last step with a complete checkpoint, or None."""
-    return max(all_steps(checkpoints_dir), default=None)
+    """Returns the last step with a complete checkpoint, or None; raises as `all_steps` does."""
+    newest_first = reversed(_candidates(checkpoints_dir))
+    return next((step for step in newest_first if _is_complete(checkpoints_dir, step)), None)
 
 
 def all_dataset_checkpoint_steps(checkpoints_dir: epath.PathLike) -> list[int]:
@@ -94,12 +107,27 @@ def remove_checkpoint(checkpoint: epath.PathLike) -> None:
 
 
 def remove_incomplete(checkpoints_dir: epath.PathLike) -> None:
-    """Removes what was left of checkpoints that were not written, or not removed, to the end."""
-    name = rf"{re.escape(get_checkpoint_prefix())}_\d+"
+    """Removes what was left of checkpoints that were not written, or not removed, to the end.
+
+    What cannot be removed stays, and the log says so: it is in nobody's way.
+    """
+    name = rf"{re.escape(get_checkpoint_prefix())}_[0-9]+"
     half = name if is_url(checkpoints_dir) else rf"{name}{re.escape(_TEMPORARY)}.*"
     for path in epath.Path(checkpoints_dir).iterdir():
-        if re.fullmatch(half, path.name) and not _is_complete(path):
-            path.rmtree()
+        if not re.fullmatch(half, path.name) or find_format(os.fspath(path)) is not None:
+            continue
+        if not is_url(checkpoints_dir) or (path / STATE_ITEM).exists():
+            try:
+                path.rmtree()
+            except OSError:
+                logging.exception("%s is incomplete and could not be removed", path)
+
+
+def make_way(checkpoint: epath.PathLike) -> None:
+    """Removes an empty directory that has the name of a checkpoint yet to be written."""
+    path = epath.Path(checkpoint)
+    if not is_url(checkpoint) and path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
 
 
 def set_aside(checkpoint: epath.PathLike) -> epath.Path:
@@ -113,22 +141,31 @@ def set_aside(checkpoint: epath.PathLike) -> epath.Path:
     return path.rename(aside)
 
 
+def find_single(path: str) -> str | None:
+    """Returns the checkpoint that a path is, or is the `state` or the legacy file of; else None."""
+    path = path.rstrip("/")
+    parent, name = os.path.split(path)
+    if name == STATE_ITEM and find_format(parent) == "orbax":
+        return parent
+    if name == LEGACY_FILE and find_format(parent) == "legacy":
+        return parent
+    return path if find_format(path) else None
+
+
 def find_checkpoint(path: epath.PathLike, step: int | None = None) -> str:
     """Returns the directory of a complete checkpoint.
 
     Args:
-      path: MODEL_DIR, MODEL_DIR/checkpoint_N, the file `checkpoint` in the latter that T5X's own
-        format has, or a Hugging Face directory.
+      path: MODEL_DIR, MODEL_DIR/checkpoint_N, `state` or the file `checkpoint` (that T5X's own
+        format has) in the latter, or a Hugging Face directory.
       step: which step of MODEL_DIR; the latest if None.
 
     Raises:
       FileNotFoundError: there is no such checkpoint; the message lists those that there are.
     """
     path = os.fspath(path).rstrip("/")
-    if os.path.basename(path) == LEGACY_FILE and step is None:
-        path = os.path.dirname(path)
-    if step is None and find_format(path):
-        return path
+    if step is None and (single := find_single(path)):
+        return single
     step = latest_step(path) if step is None else step
     checkpoint = path if step is None else get_checkpoint_dir(path, step)
     if find_format(checkpoint):

@@ -24,6 +24,7 @@ from etils import epath
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5x.checkpoints import fingerprints
 from t5x.checkpoints import reading as checkpoint_reading
 from t5x.checkpoints.directories import (
     DATASET_ITEM,
@@ -91,6 +92,11 @@ class OrbaxCheckpointManagerInterface:
       metric_mode: 'max' or 'min', which value is best.
       keep_checkpoints_without_metrics: keep all those without a value.
 
+    Attributes:
+      retention: which checkpoints are kept.
+      fingerprint: what is trained and on what, see `t5x.checkpoints.fingerprints`; checkpoints
+        bear it from the first save on.
+
     Raises:
       ValueError: `metric_mode` is neither 'max' nor 'min'.
     """
@@ -120,14 +126,18 @@ class OrbaxCheckpointManagerInterface:
         self._train_state = train_state
         self._partitioner = partitioner
         self._dataset_iterator = dataset_iterator
+        self.fingerprint: dict[str, Any] = _describe_optimizer(train_state)
+        if dataset_iterator is not None:
+            data = getattr(dataset_iterator, "fingerprint", None)
+            self.fingerprint["data"] = data or fingerprints.describe_batches(dataset_iterator)
         self._save_dtype = None if save_dtype is None else jnp.dtype(save_dtype)
         self._restore_dtype = None if restore_dtype is None else jnp.dtype(restore_dtype)
         self._period = period
         self._checkpoint_steps = frozenset(checkpoint_steps or ())
         self._keep_dataset_checkpoints = keep_dataset_checkpoints
-        self._retention: Retention = KeepLatest(keep, force_keep_period)
+        self.retention: Retention = KeepLatest(keep, force_keep_period)
         if metric_name_to_monitor is not None:
-            self._retention = KeepBest(
+            self.retention = KeepBest(
                 checkpoints_dir=self._directory,
                 metric_name=metric_name_to_monitor,
                 mode=metric_mode,
@@ -145,7 +155,11 @@ class OrbaxCheckpointManagerInterface:
     def _saver(self) -> CheckpointSaver:
         handler = None if self._dataset_iterator is None else self._dataset_handler
         return CheckpointSaver(
-            self._directory, self._retention, handler, self._keep_dataset_checkpoints
+            self._directory,
+            self.retention,
+            handler,
+            self._keep_dataset_checkpoints,
+            fingerprints.as_metadata(self.fingerprint),
         )
 
     @property
@@ -256,14 +270,21 @@ class OrbaxCheckpointManagerInterface:
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
-          ValueError: both `step` and `path` are given, the checkpoint does not fit the model, or
-            it cannot be read.
+          ValueError: both `step` and `path` are given, or the checkpoint does not fit the model.
+          UnreadableCheckpointError: files of it are damaged.
+          ChangedRunError: it is one of MODEL_DIR, of another vocabulary, optimizer or data.
+          OSError, MemoryError: it could not be read, though it may be whole.
         """
         if step is not None and path is not None:
             raise ValueError("restore takes a step or a path, not both")
         if lazy_parameters:
             logging.log_first_n(logging.WARNING, "lazy_parameters has no effect", 1)
         checkpoint = find_checkpoint(path or self._directory, step)
+        is_own = os.path.dirname(absolute(checkpoint)) == self._directory
+        if restore_dataset is None:
+            restore_dataset = is_own
+        position = self._find_position(checkpoint) if restore_dataset else None
+        self._check_fingerprint(checkpoint, is_own=is_own, has_position=position is not None)
         contents = checkpoint_reading.open_arrays(checkpoint)
         stored = unflatten_dict(contents.arrays)
         for transform in state_transformation_fns:
@@ -283,10 +304,9 @@ class OrbaxCheckpointManagerInterface:
             lacking = {path: targets[path] for path in own}
             optimizer = self._train_state._optimizer
             state |= checkpoint_reading.create_optimizer_state(optimizer, state, lacking)
-        if restore_dataset is None:
-            restore_dataset = os.path.dirname(absolute(checkpoint)) == self._directory
-        if restore_dataset and self._dataset_iterator is not None:
-            self._restore_dataset(epath.Path(absolute(checkpoint)) / DATASET_ITEM)
+        if position is not None:
+            with checkpoint_reading.name_checkpoint_in_errors(checkpoint):
+                self._dataset_handler.move(position, self._dataset_iterator)
         state_dict = unflatten_dict(
             {path: state.get(path, x) for path, x in wanted.items()}, sep="/"
         )
@@ -320,15 +340,44 @@ class OrbaxCheckpointManagerInterface:
         hyper_params = getattr(getattr(optimizer, "optimizer_def", None), "hyper_params", None)
         return getattr(hyper_params, "factor_map", None) or {}
 
-    def _restore_dataset(self, directory: epath.Path) -> None:
+    def _check_fingerprint(self, checkpoint: str, *, is_own: bool, has_position: bool) -> None:
+        """Raises ChangedRunError where a run is to go on with something else than it was."""
+        if not is_own and not has_position:
+            return
+        with checkpoint_reading.name_checkpoint_in_errors(checkpoint):
+            saved = fingerprints.read_fingerprint(checkpoint)
+        if is_own:
+            fingerprints.check_model(checkpoint, saved, self.fingerprint)
+        if has_position:
+            fingerprints.check_data(checkpoint, saved, self.fingerprint)
+
+    def _find_position(self, checkpoint: str) -> epath.Path | None:
+        """Returns where the position of a checkpoint lies, None if none is wanted or there."""
+        if self._dataset_iterator is None:
+            return None
+        directory = epath.Path(absolute(checkpoint)) / DATASET_ITEM
         if not directory.is_dir():
             logging.warning(
                 "%s does not exist: the training data starts again from the beginning", directory
             )
-            return
-        self._dataset_handler.find(directory)  # another number of shards is no damage
-        with checkpoint_reading.name_checkpoint_in_errors(os.fspath(directory.parent)):
-            self._dataset_handler.move(directory, self._dataset_iterator)
+            return None
+        return directory
+
+
+def _describe_optimizer(train_state: TrainState) -> dict[str, Any]:
+    """Returns what an optimizer keeps of a parameter, which tells one from another."""
+    optimizer_def = getattr(getattr(train_state, "_optimizer", None), "optimizer_def", None)
+    if optimizer_def is None:
+        return {}
+    arrays = flatten_dict(train_state.state_dict(), sep="/")
+    params = [path.removeprefix("target") for path in arrays if path.startswith("target/")]
+    kept = set()
+    for path in _optimizer_paths(arrays):
+        # Some put the parameter's path before what they keep of it, some behind.
+        name = path.removeprefix("state/param_states") + "/"
+        of = next((param for param in params if f"{param}/" in name), "")
+        kept.add(name.replace(f"{of}/", "/", 1).strip("/"))
+    return {"optimizer": f"{type(optimizer_def).__name__} ({', '.join(sorted(kept))})"}
 
 
 class Checkpointer(OrbaxCheckpointManagerInterface):

@@ -16,44 +16,74 @@ from jax.sharding import NamedSharding
 
 from t5x.checkpoints import layouts
 from t5x.checkpoints.directories import all_steps
+from t5x.checkpoints.formats.failures import (
+    OutOfMemoryError,
+    UnreadableCheckpointError,
+    first_line,
+    status_code,
+)
 from t5x.checkpoints.formats.storage import is_url
-from t5x.checkpoints.formats.stores import Arrays, find_format, open_checkpoint
+from t5x.checkpoints.formats.stores import Arrays, open_checkpoint
 from t5x.checkpoints.layouts import Source, StoredArray, TargetArray
 from t5x.optimizers.base import Optimizer
 
 _CONCURRENT_ARRAYS = 8
 
 
-class UnreadableCheckpointError(ValueError):
-    """Files of a checkpoint are missing, cut short or damaged."""
-
-
 @contextlib.contextmanager
 def name_checkpoint_in_errors(checkpoint: str) -> Iterator[None]:
-    """Raises whatever goes wrong in reading a checkpoint as an UnreadableCheckpointError."""
+    """Names the checkpoint in what goes wrong in reading it, and keeps apart what it was.
+
+    Raises:
+      UnreadableCheckpointError: its own files are damaged, which is proven.
+      RemovedCheckpointError: it is there no more.
+      OutOfMemoryError: it does not fit this machine.
+      OSError: no permission, or out of reach.
+    """
     try:
         yield
-    except Exception as error:
-        # Orbax and TensorStore raise all sorts; whatever it is, the reader needs to know of which
-        # checkpoint, and what else there is to start from.
+    except UnreadableCheckpointError as error:
+        # What else there is to start from.
         directory = os.path.dirname(checkpoint)
         steps = [] if is_url(directory) else [str(step) for step in all_steps(directory)]
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UnreadableCheckpointError(
-            f"checkpoint {checkpoint} cannot be read ({cause}); if its files are damaged, remove "
-            f"it and restore another step of {', '.join(steps) or 'none'}"
+            f"checkpoint {checkpoint} cannot be read ({first_line(error)}); if its files are "
+            f"damaged, remove it and restore another step of {', '.join(steps) or 'none'}"
         ) from error
+    except FileNotFoundError:  # one that was removed among them
+        raise
+    except MemoryError as error:
+        raise _too_large(checkpoint, error) from error
+    except jax.errors.JaxRuntimeError as error:
+        if status_code(error) != "RESOURCE_EXHAUSTED":
+            raise
+        raise _too_large(checkpoint, error) from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"checkpoint {checkpoint} may not be read ({first_line(error)}); it is left as it is: "
+            "see to the permissions"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"checkpoint {checkpoint} could not be read ({first_line(error)}); it is left as it "
+            "is: try again"
+        ) from error
+
+
+def _too_large(checkpoint: str, error: BaseException) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"not enough memory to restore checkpoint {checkpoint} ({first_line(error)}); it is left "
+        "as it is: restore it on more devices, or on larger ones"
+    )
 
 
 def open_arrays(checkpoint: str) -> Arrays:
     """Opens a checkpoint of any format.
 
     Raises:
-      ValueError: it cannot be read, or is of another model.
+      ValueError: it is damaged, or of another model.
+      OSError: see `name_checkpoint_in_errors`.
     """
-    if find_format(checkpoint) == "huggingface":
-        # Says itself what is wrong; there are no other steps to take.
-        return open_checkpoint(checkpoint)
     with name_checkpoint_in_errors(checkpoint):
         return open_checkpoint(checkpoint)
 
@@ -187,13 +217,15 @@ def read_state(
             wanted.setdefault(array, (NamedSharding(sharding.mesh, spec), cast or array.dtype))
     arrays = _read_arrays(checkpoint, contents, wanted)
     state = {}
-    for path, target in targets.items():
-        if path in sources:
-            inputs = [arrays[array] for array in sources[path].inputs]
-            state[path] = sources[path].build(inputs, target.sharding)
-        else:
-            logging.warning("%s is not in %s and is initialised", path, checkpoint)
-            state[path] = jax.device_put(jnp.asarray(fallback[path], target.dtype), target.sharding)
+    with name_checkpoint_in_errors(checkpoint):
+        for path, target in targets.items():
+            if path in sources:
+                inputs = [arrays[array] for array in sources[path].inputs]
+                state[path] = sources[path].build(inputs, target.sharding)
+            else:
+                logging.warning("%s is not in %s and is initialised", path, checkpoint)
+                values = jnp.asarray(fallback[path], target.dtype)
+                state[path] = jax.device_put(values, target.sharding)
     return state
 
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from t5x import optimizers, partitioning, train_state
 from t5x.checkpoints.configs import RestoreCheckpointConfig, SaveCheckpointConfig
-from t5x.checkpoints.directories import all_steps, get_checkpoint_dir
+from t5x.checkpoints.directories import all_steps, find_single, get_checkpoint_dir
 from t5x.checkpoints.formats import mesh_tensorflow
 from t5x.checkpoints.formats.storage import is_url
 from t5x.checkpoints.formats.stores import find_format
@@ -116,26 +116,47 @@ def get_first_valid_restore_config_and_paths(
 ) -> tuple[RestoreCheckpointConfig | None, list[str]]:
     """The first config that names an existing checkpoint, with its checkpoints in order of step.
 
-    Mode "specific" is taken at its word. Directories without checkpoints are passed over.
+    In every mode a path may be a run's directory, a single checkpoint or the latter's `state`.
+    Directories without checkpoints are passed over; in mode "specific" they are returned as they
+    are, for whoever reads them to complain.
 
     Raises:
-      ValueError: a path of mode "latest" or "all" is not a directory.
+      ValueError: a path of mode "latest" or "all" is not there.
     """
     for cfg in restore_cfgs:
         paths = [cfg.path] if isinstance(cfg.path, str) else list(cfg.path)
         if cfg.mode == "specific":
-            return cfg, paths
-        for directory in paths:
-            if not epath.Path(directory).is_dir():
-                raise ValueError(
-                    f"RestoreCheckpointConfig.path = '{directory}' is not a directory, which mode "
-                    f"'{cfg.mode}' needs"
-                )
-            steps = all_steps(directory)
-            found = [get_checkpoint_dir(directory, step) for step in steps]
+            return cfg, [(find_checkpoints(path) or [path])[-1] for path in paths]
+        for path in paths:
+            found = find_checkpoints(path)
             if found:
-                return cfg, [str(p) for p in (found[-1:] if cfg.mode == "latest" else found)]
+                return cfg, found[-1:] if cfg.mode == "latest" else found
+            if not epath.Path(path).is_dir():
+                raise ValueError(
+                    f"RestoreCheckpointConfig.path = '{path}' is neither a checkpoint nor a "
+                    "directory of checkpoints"
+                )
     return None, []
+
+
+def find_checkpoints(path: str) -> list[str]:
+    """The checkpoints that a path stands for, in the order of steps.
+
+    Args:
+      path: a run's directory, a checkpoint of any format, a checkpoint's `state`, or a directory of
+        TensorFlow checkpoints.
+
+    Raises:
+      OSError: no permission, or out of reach.
+    """
+    path = path.rstrip("/")
+    if found := mesh_tensorflow.list_checkpoints(path):
+        return found
+    if mesh_tensorflow.is_tensorflow_checkpoint(path):
+        return [path]
+    if single := find_single(path):
+        return [single]
+    return [str(get_checkpoint_dir(path, step)) for step in all_steps(path)]
 
 
 def require_checkpoint(path: str) -> None:
@@ -209,7 +230,10 @@ def create_checkpoint_manager_and_restore(
     with_dataset = bool(
         (save and save.save_dataset is not False) or (restore and restore.restore_dataset)
     )
-    manager_cls = (restore or save).checkpoint_manager_cls
+    # Either config may bind it; who saves has the last word.
+    bound = [cfg.checkpoint_manager_cls for cfg in (save, restore) if cfg]
+    default = OrbaxCheckpointManagerInterface
+    manager_cls = next((cls for cls in bound if cls is not default), default)
     manager = manager_cls(
         directory=model_dir or os.path.dirname(restore_path),
         train_state=train_state_initializer.global_train_state_shape,
@@ -221,7 +245,7 @@ def create_checkpoint_manager_and_restore(
         period=(save.period if save else None) or 1,
         checkpoint_steps=save.checkpoint_steps if save else None,
         keep_dataset_checkpoints=save.keep_dataset_checkpoints if save else None,
-        **_keep_best_settings(save),
+        **_keep_best_settings(save, train_state_initializer.global_train_state_shape, partitioner),
     )
     if not restore_path:
         return None, manager
@@ -242,21 +266,26 @@ def create_checkpoint_manager_and_restore(
         path=restore_path,
         fallback_state=fallback,
         state_transformation_fns=restore.state_transformation_fns,
-        # None goes on from MODEL_DIR's own checkpoints only.
-        restore_dataset=True if restore.restore_dataset else None,
+        restore_dataset=restore.restore_dataset,
     )
     return state, manager
 
 
-def _keep_best_settings(save: SaveCheckpointConfig | None) -> dict[str, Any]:
-    """The keep-best parameters bound on `SaveCheckpointConfig.checkpointer_cls`, if it has any."""
+def _keep_best_settings(
+    save: SaveCheckpointConfig | None, train_state: train_state.TrainState, partitioner: Any
+) -> dict[str, Any]:
+    """The keep-best parameters of `SaveCheckpointConfig.checkpointer_cls`, if it has any."""
     if save is None:
         return {}
     cls = save.checkpointer_cls
-    bound = cls.keywords if isinstance(cls, functools.partial) else {}
-    cls = cls.func if isinstance(cls, functools.partial) else cls
-    if not (isinstance(cls, type) and issubclass(cls, SaveBestCheckpointer)):
+    bare = cls.func if isinstance(cls, functools.partial) else cls
+    if not (isinstance(bare, type) and issubclass(bare, SaveBestCheckpointer)):
         return {}
-    defaults = {"metric_name_to_monitor": "train/accuracy", "metric_mode": "max"}
-    names = (*defaults, "keep_checkpoints_without_metrics", "force_keep_period")
-    return {**defaults, **{name: bound[name] for name in names if name in bound}}
+    # What gin binds, or a default says, is known when it is made, and not before.
+    best = cls(train_state, partitioner, "").retention
+    return {
+        "metric_name_to_monitor": best.metric_name,
+        "metric_mode": best.mode,
+        "keep_checkpoints_without_metrics": best.keep_without_metrics,
+        "force_keep_period": best.keep_period,
+    }

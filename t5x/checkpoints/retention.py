@@ -21,27 +21,45 @@ def populate_metrics_for_steps(
       steps: the steps of interest.
 
     Returns:
-      The last value written for each step; steps without one are left out.
+      The last value written for each step; steps without one are left out, among them those of
+      a damaged file behind its damage, which the log names.
     """
+    return _read_metric(checkpoints_dir, metric_name, steps)[0]
+
+
+def _read_metric(
+    checkpoints_dir: epath.PathLike, metric_name: str, steps: Collection[int]
+) -> tuple[dict[int, float], bool]:
+    """(what `populate_metrics_for_steps` returns, whether all event files could be read)."""
     from tensorflow import make_ndarray
     from tensorflow.compat.v1.train import summary_iterator
+    from tensorflow.errors import DataLossError
 
     parts = metric_name.split("/")
     runs = ["/".join(parts[:length]) for length in range(1, len(parts))]
-    metrics = {}
+    metrics, is_whole = {}, True
     for run in runs:
         directory = epath.Path(checkpoints_dir) / run
         if not directory.is_dir():
             continue
         tag = metric_name[len(run) + 1 :]
         for path in sorted(directory.glob("*tfevents*")):
-            for event in summary_iterator(os.fspath(path)):
+            events = summary_iterator(os.fspath(path))
+            while True:
+                try:
+                    event = next(events)
+                except StopIteration:
+                    break
+                except DataLossError as error:
+                    logging.warning("%s is damaged: %s", path, error.message)
+                    is_whole = False
+                    break
                 for value in event.summary.value:
                     if event.step in steps and value.tag == tag:
                         is_tensor = value.HasField("tensor")
                         number = make_ndarray(value.tensor) if is_tensor else value.simple_value
                         metrics[event.step] = float(number)
-    return metrics
+    return metrics, is_whole
 
 
 class Retention(Protocol):
@@ -98,9 +116,10 @@ class KeepBest:
         others = [step for step in steps[:-1] if not self.keep_period or step % self.keep_period]
         if self.keep is None or len(others) <= self.keep:
             return []
-        metrics = populate_metrics_for_steps(self.checkpoints_dir, self.metric_name, others)
+        metrics, is_whole = _read_metric(self.checkpoints_dir, self.metric_name, others)
         logging.info("Metric %s of checkpoints: %s", self.metric_name, metrics)
-        if self.keep_without_metrics:
+        # What a damaged file does not say may be the best of all.
+        if self.keep_without_metrics or not is_whole:
             others = [step for step in others if step in metrics]
         sign = 1 if self.mode == "max" else -1
         others.sort(key=lambda step: sign * metrics.get(step, -sign * float("inf")))

@@ -21,6 +21,7 @@ from t5x.checkpoints.directories import (
     all_dataset_checkpoint_steps,
     all_steps,
     get_checkpoint_dir,
+    make_way,
     remove_checkpoint,
     remove_incomplete,
 )
@@ -43,6 +44,7 @@ class CheckpointSaver:
       retention: which checkpoints to keep.
       dataset_handler: writes the position in the data; None for none.
       keep_positions: how many positions in the data to keep, the latest; None for all.
+      metadata: plain values that every checkpoint bears.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class CheckpointSaver:
         retention: Retention,
         dataset_handler: DatasetCheckpointHandler | None,
         keep_positions: int | None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._directory = epath.Path(directory)
         self._retention = retention
         self._dataset_handler = dataset_handler
         self._keep_positions = keep_positions
+        self._metadata = dict(metadata or {})
         self._steps = set(all_steps(directory))
         self.snapshots = SnapshotTaker()
         self.queue = WriteQueue()
@@ -122,21 +126,34 @@ class CheckpointSaver:
         if position is not None:
             items[DATASET_ITEM] = PositionArgs(position)
         try:
-            self._checkpointer.save(checkpoint, args=ocp.args.Composite(**items))
             if jax.process_index() == 0:
-                self._remove_old()
+                make_way(checkpoint)
+            self._checkpointer.save(
+                checkpoint, args=ocp.args.Composite(**items), custom_metadata=self._metadata
+            )
         except Exception as error:
-            # Filesystems, Orbax and TensorStore raise all sorts.
+            # Filesystems, Orbax and TensorStore raise all sorts; whatever it was, the checkpoint is
+            # not there, and the run must not go on as if it were.
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UnwritableCheckpointError(
                 f"checkpoint {checkpoint} could not be written ({cause}); see to space and "
                 "permissions there: the same command goes on from the one before it"
             ) from error
+        if jax.process_index() == 0:
+            try:
+                self._remove_old()
+            except Exception:
+                # Cleaning up fails alone: what is there too long harms no checkpoint.
+                logging.exception("Old checkpoints in %s could not be sorted out", self._directory)
 
     def _remove_old(self) -> None:
         for step in self._retention.steps_to_remove(all_steps(self._directory)):
-            logging.info("Removing checkpoint of step %d", step)
-            remove_checkpoint(get_checkpoint_dir(self._directory, step))
+            checkpoint = get_checkpoint_dir(self._directory, step)
+            logging.info("Removing %s", checkpoint)
+            try:
+                remove_checkpoint(checkpoint)
+            except OSError:
+                logging.exception("%s could not be removed", checkpoint)
         if self._keep_positions:
             positions = all_dataset_checkpoint_steps(self._directory)
             for step in positions[: -self._keep_positions]:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from t5x.data import provenance
+from t5x.data.fingerprints import describe_data
 from t5x.run import former_names, processes
 from t5x.run.console import log_ignored
 
@@ -166,7 +167,8 @@ def get_dataset(
       shard_id: shard of this process.
       num_shards: number of shards; must divide the batch size.
       feature_converter_cls: makes model features of task features.
-      num_epochs: passes over the data; endless when None.
+      num_epochs: passes over the data; endless when None, and then the attribute `fingerprint` of
+        what is returned describes it (see `t5x.data.fingerprints`).
       continue_from_last_checkpoint: must be False, the iterator's state is restored instead.
 
     Raises:
@@ -189,12 +191,17 @@ def get_dataset(
     seed = cfg.seed
     if seed is None:
         seed = processes.decide(lambda: int(time.time()))
+    # Endless data is trained on, and its position saved.
+    fingerprint = None
+    if num_epochs is None:
+        fingerprint = describe_data(cfg, provider, seed=seed, num_shards=total)
     each = total // num_shards
     parts = [
         _read_shard(cfg, provider, shard, total, feature_converter_cls, num_epochs, seed)
         for shard in range(shard_id * each, (shard_id + 1) * each)
     ]
     if each == 1:
+        parts[0].fingerprint = fingerprint
         return parts[0]
     joined = tf.data.Dataset.zip(tuple(parts)).map(
         lambda *batches: {
@@ -202,6 +209,7 @@ def get_dataset(
         }
     )
     joined.task_names = getattr(parts[0], "task_names", ())
+    joined.fingerprint = fingerprint
     return joined
 
 

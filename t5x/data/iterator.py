@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from t5x import partitioning
+from t5x.checkpoints.fingerprints import describe_batches
 from t5x.data import provenance
 
 _NO_POSITION = "the position in the data cannot be saved: a restart reads it from the beginning"
@@ -30,6 +31,7 @@ class ShardedDatasetIterator(clu_iterator.DatasetIterator):
       task_names: of the numbers in the batches' `provenance.FEATURE`.
       must_save: whether a dataset whose position cannot be saved (one read by a Python generator,
         say) is an error. If not, that is logged and a restart reads from the beginning.
+      fingerprint: describes the data, see `t5x.data.fingerprints`; by default its batches do.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class ShardedDatasetIterator(clu_iterator.DatasetIterator):
         batch_size: int,
         must_save: bool = False,
         task_names: Sequence[str] = (),
+        fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
         self._iterator = iterator
+        self.fingerprint = fingerprint or describe_batches(iterator)
         self._task_names = tuple(task_names)
         self._task_numbers: np.ndarray | None = None
         self._partitioner = partitioner
@@ -139,6 +143,7 @@ def prepare_train_iter(
       ValueError: `get_dataset_fn` returned something else than a dataset or a dataset iterator.
     """
     task_names = getattr(train_iter, "task_names", ())
+    fingerprint = getattr(train_iter, "fingerprint", None)
     if isinstance(train_iter, tf.data.Dataset):
         train_iter = clu_iterator.TfDatasetIterator(train_iter, checkpoint=True)
     elif not isinstance(train_iter, clu_iterator.DatasetIterator):
@@ -149,5 +154,5 @@ def prepare_train_iter(
     save = checkpoint_cfg.save if checkpoint_cfg else None
     must_save = bool(save and save.save_dataset)
     return ShardedDatasetIterator(
-        train_iter, partitioner, data_layout.batch_size, must_save, task_names
+        train_iter, partitioner, data_layout.batch_size, must_save, task_names, fingerprint
     )

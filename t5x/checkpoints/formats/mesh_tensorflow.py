@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 
 from t5x.checkpoints import layouts
 from t5x.checkpoints.formats.storage import Directory
 from t5x.checkpoints.layouts import StoredArray, TargetArray
 
+_INDEX_FILE = re.compile(r"(?P<name>.+-(?P<step>[0-9]+))\.index")
 _SLOT = re.compile(r"(?P<name>.+?)(?:_slot_(?P<slot>vr|vc|v))?")
 _SLOT_FIELDS = {"v": "v", "vr": "v_row", "vc": "v_col"}
 _ADAFACTOR_FIELDS = ("m", "v", "v_row", "v_col")
@@ -55,6 +57,16 @@ def is_tensorflow_checkpoint(path: str) -> bool:
     """Tells whether a path is the prefix of a TensorFlow checkpoint's files."""
     directory, name = os.path.split(path)
     return Directory(directory or ".").exists(f"{name}.index")
+
+
+def list_checkpoints(directory: str) -> list[str]:
+    """Returns the prefixes of the TensorFlow checkpoints in a directory, in the order of steps."""
+    # What http serves cannot be listed.
+    if directory.startswith(("http://", "https://")) or not epath.Path(directory).is_dir():
+        return []
+    found = (_INDEX_FILE.fullmatch(file.name) for file in epath.Path(directory).iterdir())
+    steps = sorted((int(match["step"]), match["name"]) for match in found if match)
+    return [os.path.join(directory, name) for _, name in steps]
 
 
 def translate(name: str) -> str | None:

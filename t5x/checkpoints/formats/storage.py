@@ -1,14 +1,24 @@
 """Files of a checkpoint wherever they lie: on this machine, gs://, s3:// or https://."""
 
+import functools
 import os
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
+from t5x.checkpoints.formats.failures import (
+    UnreadableCheckpointError,
+    is_http_error,
+    status_code,
+    translated,
+)
+
+# What a checkpoint's arrays are read with: retries as TensorStore has them, for many minutes.
+CONTEXT = ts.Context()
 # A bucket out of reach is a mistake in the run's settings: say so within seconds.
 _RETRIES = {"max_retries": 2, "initial_delay": "500ms", "max_delay": "1s"}
-CONTEXT = ts.Context({"gcs_request_retries": _RETRIES, "http_request_retries": _RETRIES})
+_QUICK = ts.Context({"gcs_request_retries": _RETRIES, "http_request_retries": _RETRIES})
 # What is read at once; TensorStore holds it twice for a moment.
 _BLOCK_BYTES = 1 << 22
 
@@ -30,7 +40,25 @@ class Directory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path).rstrip("/")
-        self._files = ts.KvStore.open(self.spec(), context=CONTEXT).result()
+        self._first = ts.KvStore.open(self.spec(), context=_QUICK).result()
+
+    @functools.cached_property
+    def _patient(self) -> ts.KvStore:
+        return ts.KvStore.open(self.spec(), context=CONTEXT).result()
+
+    @property
+    def _files(self) -> ts.KvStore:
+        return self.__dict__.get("_patient", self._first)
+
+    def _read(self, name: str, byte_range: slice = slice(None)) -> ts.KvStore.ReadResult:
+        with translated(f"{self.path}/{name}"):
+            try:
+                return self._files.read(name, byte_range=byte_range).result()
+            except ValueError as error:
+                # A server that is there and has trouble may get over it.
+                if not is_http_error(error) or status_code(error) != "ABORTED":
+                    raise
+            return self._patient.read(name, byte_range=byte_range).result()
 
     def __str__(self) -> str:
         return self.path
@@ -41,17 +69,25 @@ class Directory:
         return path if is_url(path) else {"driver": "file", "path": os.path.abspath(path) + "/"}
 
     def exists(self, name: str) -> bool:
-        """Tells whether there is a file of this name."""
+        """Tells whether there is a file of this name.
+
+        Raises:
+          OSError: it cannot be known: no permission, or out of reach.
+        """
         try:
-            return self._files.read(name, byte_range=slice(0, 1)).result().state == "value"
-        except ValueError as error:
-            if "OUT_OF_RANGE" in str(error):
+            return self._read(name, slice(0, 1)).state == "value"
+        except UnreadableCheckpointError as error:
+            if error.__cause__ is not None and status_code(error.__cause__) == "OUT_OF_RANGE":
                 return True  # and empty
             raise
 
     def read(self, name: str) -> bytes | None:
-        """Returns the content of a small file, or None if there is none of this name."""
-        result = self._files.read(name).result()
+        """Returns the content of a small file, or None if there is none of this name.
+
+        Raises:
+          OSError: no permission, or out of reach.
+        """
+        result = self._read(name)
         return result.value if result.state == "value" else None
 
     def read_into(self, name: str, start: int, target: np.ndarray) -> None:
@@ -59,17 +95,18 @@ class Directory:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: the file ends too early.
+          UnreadableCheckpointError: the file ends too early.
+          OSError: no permission, or out of reach.
         """
         memory = target.reshape(-1).view(np.uint8)
         for begin in range(0, memory.size, _BLOCK_BYTES):
             block = memory[begin : begin + _BLOCK_BYTES]
             byte_range = slice(start + begin, start + begin + block.size)
-            result = self._files.read(name, byte_range=byte_range).result()
+            result = self._read(name, byte_range)
             if result.state != "value":
                 raise FileNotFoundError(f"{self.path}/{name} does not exist")
             block[:] = np.frombuffer(result.value, np.uint8)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file."""
-        self._files.write(name, content).result()
+        self._patient.write(name, content).result()

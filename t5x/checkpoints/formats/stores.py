@@ -8,21 +8,28 @@
 """
 
 import ast
+import contextlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import tensorstore as ts
 
+from t5x.checkpoints.formats.failures import (
+    RemovedCheckpointError,
+    UnreadableCheckpointError,
+    translated,
+)
 from t5x.checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceArrays
 from t5x.checkpoints.formats.storage import CONTEXT, Directory
 from t5x.checkpoints.layouts import StoredArray
 
 STATE_ITEM = "state"
 ORBAX_METADATA = "_METADATA"
+OCDBT_MANIFEST = "manifest.ocdbt"
 # A checkpoint in T5X's own format is a file of this name in the step's directory.
 LEGACY_FILE = "checkpoint"
 COMMIT_FILE = "commit_success.txt"
@@ -50,7 +57,11 @@ class Arrays(Protocol):
 
 
 def find_format(path: str) -> str | None:
-    """Returns 'orbax', 'legacy' or 'huggingface', or None if a path is no complete checkpoint."""
+    """Returns 'orbax', 'legacy' or 'huggingface', or None if a path is no complete checkpoint.
+
+    Raises:
+      OSError: it cannot be known: no permission, or out of reach.
+    """
     directory = Directory(path)
     for prefix in (f"{STATE_ITEM}/", ""):
         if directory.exists(prefix + ORBAX_METADATA):
@@ -72,7 +83,9 @@ def open_checkpoint(
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged, or of another model.
+      UnreadableCheckpointError: its files are damaged.
+      ValueError: it is of another model.
+      OSError: no permission, or out of reach.
     """
     kind = find_format(path)
     if kind is None:
@@ -82,31 +95,43 @@ def open_checkpoint(
     directory = Directory(f"{path.rstrip('/')}/{STATE_ITEM}")
     if not directory.exists(ORBAX_METADATA if kind == "orbax" else LEGACY_FILE):
         directory = Directory(path)
-    try:
-        return _open_orbax(directory) if kind == "orbax" else _open_legacy(directory)
-    except (ValueError, KeyError) as error:
-        # TensorStore appends the whole spec.
-        cause = str(error).splitlines()[0].split(" [tensorstore_spec=")[0]
-        raise ValueError(f"{path}: {cause}") from error
+    if kind == "legacy":
+        return _open_legacy(directory, path)
+    return _open_orbax(directory, path)
 
 
 class TensorStoreArrays:
     """Arrays that TensorStore reads, besides some that are in memory already.
 
     Args:
+      directory: where the arrays lie.
+      checkpoint: the checkpoint they are of, for messages.
+      marker: a file of the directory without which TensorStore reads zeros.
       specs: TensorStore specs by path.
       values: the arrays in memory.
       may_lack_chunks: which of them may lack chunks, those being all zeros.
+
+    Raises:
+      UnreadableCheckpointError: an array is missing or damaged.
+      RemovedCheckpointError: the checkpoint is there no more.
+      OSError: no permission, or out of reach.
     """
 
     def __init__(
         self,
+        directory: Directory,
+        checkpoint: str,
+        marker: str,
         specs: Mapping[Path, Mapping[str, Any]],
         values: Mapping[Path, np.ndarray] | None = None,
         may_lack_chunks: Callable[[StoredArray], bool] = lambda array: True,
     ) -> None:
-        opening = {path: ts.open(spec, open=True, context=CONTEXT) for path, spec in specs.items()}
-        self._stores = {path: future.result() for path, future in opening.items()}
+        self._directory, self._checkpoint, self._marker = directory, checkpoint, marker
+        with self._whole():
+            opening = {
+                path: ts.open(spec, open=True, context=CONTEXT) for path, spec in specs.items()
+            }
+            self._stores = {path: future.result() for path, future in opening.items()}
         self._values = dict(values or {})
         described = {path: (x.shape, x.dtype.numpy_dtype) for path, x in self._stores.items()}
         described |= {path: (x.shape, x.dtype) for path, x in self._values.items()}
@@ -115,6 +140,27 @@ class TensorStoreArrays:
             for path, (shape, dtype) in described.items()
         }
         self._may_lack_chunks = may_lack_chunks
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is read within is of a checkpoint that is there, before and after."""
+        try:
+            with translated(str(self._directory)):
+                yield
+        except UnreadableCheckpointError:
+            self._check_presence()
+            raise
+        # To TensorStore a database whose manifest is gone is an empty one, and its arrays zeros.
+        if not self._directory.exists(self._marker):
+            self._check_presence()
+            raise UnreadableCheckpointError(f"{self._directory}/{self._marker} is missing")
+
+    def _check_presence(self) -> None:
+        if find_format(self._checkpoint) is None:
+            raise RemovedCheckpointError(
+                f"checkpoint {self._checkpoint} was removed while it was read; read another one, "
+                "or keep more of them (SaveCheckpointConfig.keep)"
+            )
 
     def chunk_shape(self, path: Path) -> tuple[int, ...]:
         if path in self._values:
@@ -125,12 +171,14 @@ class TensorStoreArrays:
         if path in self._values:
             return self._values[path][index]
         part = self._stores[path][index]
-        if not self._may_lack_chunks(self.arrays[path]):
-            self._check_chunks(self._stores[path], part.domain)
-        return part.read().result()
+        with self._whole():
+            values = part.read().result()
+            if not self._may_lack_chunks(self.arrays[path]):
+                self._check_chunks(self._stores[path], part.domain)
+        return values
 
     def _check_chunks(self, store: ts.TensorStore, domain: ts.IndexDomain) -> None:
-        """Raises ValueError where a file is missing: TensorStore would read zeros."""
+        """Raises where a file is missing: TensorStore would read zeros."""
         ranges = (
             range(low // size, (high - 1) // size + 1)
             for low, high, size in zip(
@@ -146,19 +194,29 @@ class TensorStoreArrays:
         looking = [store.kvstore.read(name, byte_range=_FIRST_BYTE) for name in names]
         for name, found in zip(names, looking, strict=True):
             if found.result().state != "value":
-                raise ValueError(f"{store.kvstore.url}{name} is missing")
+                raise UnreadableCheckpointError(f"{store.kvstore.url}{name} is missing")
 
 
-def _open_orbax(directory: Directory) -> TensorStoreArrays:
-    metadata = json.loads(directory.read(ORBAX_METADATA) or b"")
-    is_ocdbt = metadata.get("use_ocdbt", directory.exists("manifest.ocdbt"))
+def _open_orbax(directory: Directory, checkpoint: str) -> TensorStoreArrays:
+    try:
+        metadata = json.loads(directory.read(ORBAX_METADATA) or b"")
+        leaves = {
+            tuple(map(str, ast.literal_eval(key))): leaf["value_metadata"]
+            for key, leaf in metadata["tree_metadata"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        if isinstance(error, UnreadableCheckpointError):
+            raise
+        raise UnreadableCheckpointError(
+            f"{directory}/{ORBAX_METADATA} is not Orbax's: {error}"
+        ) from error
+    is_ocdbt = metadata.get("use_ocdbt", directory.exists(OCDBT_MANIFEST))
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     specs = {}
-    for key, leaf in metadata["tree_metadata"].items():
+    for path, leaf in leaves.items():
         # None and empty dicts have no array.
-        if leaf["value_metadata"].get("skip_deserialize"):
+        if leaf.get("skip_deserialize"):
             continue
-        path = tuple(str(part) for part in ast.literal_eval(key))
         name = ".".join(path)
         store = (
             {"driver": "ocdbt", "base": directory.spec(), "path": f"{name}/"}
@@ -169,18 +227,27 @@ def _open_orbax(directory: Directory) -> TensorStoreArrays:
     # Within a database nothing gets lost alone; of files, what is a parameter is never all zeros.
     is_checked = driver == "zarr" and not is_ocdbt
     return TensorStoreArrays(
-        specs, None, lambda array: not (is_checked and array.path[0] == "target")
+        directory,
+        checkpoint,
+        OCDBT_MANIFEST if is_ocdbt else ORBAX_METADATA,
+        specs,
+        may_lack_chunks=lambda array: not (is_checked and array.path[0] == "target"),
     )
 
 
-def _open_legacy(directory: Directory) -> TensorStoreArrays:
+def _open_legacy(directory: Directory, checkpoint: str) -> TensorStoreArrays:
     # Loads flax and jax, which the other formats do without.
     from flax.serialization import msgpack_restore
 
+    data = directory.read(LEGACY_FILE) or b""
     try:
-        content = msgpack_restore(directory.read(LEGACY_FILE) or b"")
-    except Exception as error:  # msgpack has a dozen of them
-        raise ValueError(f"{directory}/{LEGACY_FILE} is not msgpack: {error}") from error
+        content = msgpack_restore(data)
+    except Exception as error:  # the bytes are all it depends on, and it has a dozen errors
+        raise UnreadableCheckpointError(
+            f"{directory}/{LEGACY_FILE} is not msgpack: {error}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UnreadableCheckpointError(f"{directory}/{LEGACY_FILE} holds no state")
     version = content.get("version", 0)
     if version < _FIRST_LEGACY_VERSION:
         raise ValueError(
@@ -200,7 +267,7 @@ def _open_legacy(directory: Directory) -> TensorStoreArrays:
         # in use (of one element), or before the first step.
         return array.path[0] != "target" and (math.prod(array.shape) <= 1 or not step)
 
-    return TensorStoreArrays(specs, values, may_lack_chunks)
+    return TensorStoreArrays(directory, checkpoint, LEGACY_FILE, specs, values, may_lack_chunks)
 
 
 def _legacy_leaves(tree: Mapping[str, Any], path: Path = ()) -> Any:
@@ -216,7 +283,9 @@ def _legacy_spec(directory: Directory, spec: Mapping[str, Any]) -> dict[str, Any
     # TensorStore before 0.1.14 had the path beside the store, not in it.
     name = spec["kvstore"].get("path", spec.get("path"))
     if not name:
-        raise ValueError(f"{directory}/{LEGACY_FILE} has a TensorStore spec without a path")
+        raise UnreadableCheckpointError(
+            f"{directory}/{LEGACY_FILE} has a TensorStore spec without a path"
+        )
     if spec["metadata"].get("dtype") == "<u2":
         raise ValueError(
             f"{directory}: {name} is stored as uint16; T5X before 2021-11 wrote bfloat16 so: "

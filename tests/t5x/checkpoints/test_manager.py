@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5x import adafactor, checkpoints, optimizers, state_utils
 from t5x.checkpoints import queue as checkpoint_queue
+from t5x.checkpoints.fingerprints import ChangedDataError, ChangedRunError
 from t5x.checkpoints.retention import KeepBest
 from t5x.train_state import FlaxOptimTrainState, InferenceState
 
@@ -207,7 +208,7 @@ def test_dataset_goes_on_where_it_was(tmp_path):
     other = manager(tmp_path / "other", make_state(), dataset_iterator=fresh)
     other.restore(path=str(tmp_path / "checkpoint_1"))
     assert int(next(fresh)["x"]) == 0
-    with pytest.raises(FileNotFoundError, match="another number of data shards"):
+    with pytest.raises(ChangedDataError, match="another number of data shards"):
         manager(
             tmp_path,
             make_state(),
@@ -306,10 +307,13 @@ def test_errors_name_the_checkpoint_and_the_fix(tmp_path):
     ) as error:
         manager(tmp_path, make_state(mlp=12)).restore()
     assert one_line(error)
+    other = make_state(optimizers.adamw(0.1))
+    with pytest.raises(ChangedRunError, match=r"the optimizer was Adafactor .*, v_row\) and is"):
+        manager(tmp_path, other).restore()
     with pytest.raises(
         ValueError, match=r"lacks state/param_states/0.*fallback_to_scratch"
     ) as error:
-        manager(tmp_path, make_state(optimizers.adamw(0.1))).restore()
+        manager(tmp_path / "other", other).restore(path=str(tmp_path / "checkpoint_1"))
     assert one_line(error)
     with pytest.raises(ValueError, match="'max' or 'min'"):
         manager(tmp_path, state, metric_mode="best")
