@@ -23,7 +23,7 @@ from t0x.evaluation.token_scores import score_tokens
 from t0x.progress import Progress
 from t0x.rank_classification import Ranking, Target
 from t0x.registration.registry import task_info, task_infos
-from t0x.registration.source import PromptedSource
+from t0x.registration.source import PromptedSource, TaskError
 from t0x.results.format import Overview, PackedCounts
 from t0x.results.writing import ResultsLogger
 
@@ -104,8 +104,10 @@ class RankEvaluator:
         tasks; None: what costs least. An example whose choices need more than a row is encoded
         again for the rest, and counted.
 
+    A task whose rows cannot be read, or give no example, is left out and named; the others go on.
+
     Raises:
-      ValueError: a task was not registered by t0x.
+      ValueError: a task was not registered by t0x, or every one is left out.
     """
 
     __module__ = "t0x.evaluation"  # as gin files, and config.gin, name it
@@ -146,7 +148,8 @@ class RankEvaluator:
         self._split = eval_split
         self._limits = dict(sequence_length or {})
         self._num_examples = num_examples
-        self._surveys = [self._survey(task, use_memory_cache) for task in self.eval_tasks]
+        self._failed: dict[str, str] = {}
+        self._surveys = self._survey_all(use_memory_cache)
         self._shape = packing.choose_row_lengths(
             [survey.lengths for survey in self._surveys], inputs_per_row, targets_per_row
         )
@@ -219,6 +222,22 @@ class RankEvaluator:
                 _Example(row, rendered.inputs, rendered.choices, correct, encoded.tokens),
                 encoded,
             )
+
+    def _survey_all(self, keep: bool) -> list[_Survey]:
+        """Surveys of the tasks that have examples on every process; the others go to `_failed`."""
+        surveys: dict[str, _Survey] = {}
+        for task in self.eval_tasks:
+            try:
+                surveys[task.name] = self._survey(task, keep)
+            except (TaskError, FileNotFoundError) as error:
+                self._failed[task.name] = str(error)
+        names = [task.name for task in self.eval_tasks]
+        for name in _failing_anywhere([name in self._failed for name in names], names):
+            self._failed.setdefault(name, f"task {name}: another process cannot read its rows")
+        if self._failed and len(self._failed) == len(names):
+            raise ValueError(f"{self._name}: {'; '.join(list(self._failed.values())[:3])}")
+        self.eval_tasks = [task for task in self.eval_tasks if task.name not in self._failed]
+        return [surveys[task.name] for task in self.eval_tasks]
 
     def _survey(self, task: seqio.Task, keep: bool) -> _Survey:
         """One pass over a task's rows."""
@@ -384,6 +403,8 @@ class RankEvaluator:
         """Says what was left out or cut, and writes the overview, last of all."""
         from t5x.run.console import console
 
+        for error in self._failed.values():
+            console.say(f"not evaluated: {error}")
         if self._left_out:
             console.say(
                 f"{self._left_out} tasks of {self._name} have no split '{self._split}' and were "
@@ -423,6 +444,17 @@ class RankEvaluator:
                 packed=PackedCounts(inputs_cut, choices_cut, remarks["encoded_again"]),
             )
         )
+
+
+def _failing_anywhere(failed: Sequence[bool], names: Sequence[str]) -> list[str]:
+    """Names of the tasks that fail on any process."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    flags = np.array(failed, bool)
+    if jax.process_count() > 1:
+        flags = multihost_utils.process_allgather(flags).any(axis=0)
+    return [name for name, flag in zip(names, flags, strict=True) if flag]
 
 
 def task_split(name: str, split: str) -> str:

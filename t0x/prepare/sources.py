@@ -114,7 +114,7 @@ class PromptedRows:
 
     def bad_rows(self) -> dict[str, int]:
         """See `Source`."""
-        bad = len(getattr(self._rows, "bad_line_numbers", ()))
+        bad = len(getattr(self._rows, "bad_places", ()))
         return {BAD_LINE: bad} if bad else {}
 
     def identity(self, task: str) -> Any:

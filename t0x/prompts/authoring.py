@@ -5,7 +5,6 @@ requirement. `install` downloads that archive by package name, checks its digest
 YAML files; none of its code is run.
 """
 
-import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,26 +16,23 @@ import yaml
 
 from t0x.prompts.collection import TemplateCollection
 from t0x.prompts.files import parse_templates
+from t0x.prompts.labels import missing_label, show
 from t0x.prompts.template import FILE_NAME, SEPARATOR, RenderError, Template
 
 _ROWS_LOOKED_AT = 200
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file. Raises FileNotFoundError; ValueError naming file and line."""
-    if not path.is_file():
+    """Rows of a file as templates see them in training (JSON lines, JSON, Parquet, CSV).
+
+    Raises FileNotFoundError; ValueError naming file and line.
+    """
+    from t0x.sources.files import open_file
+    from t0x.sources.openers import underscore_fields
+
+    if not path.exists():
         raise FileNotFoundError(f"--rows {path}: no such file")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: not a JSON object")
-            yield row
+    yield from map(underscore_fields, open_file(path))
 
 
 def resolve(collection: TemplateCollection, name: str) -> tuple[str, str | None]:
@@ -114,6 +110,7 @@ def _check_rows(template: Template, rows: Sequence[Mapping[str, Any]]) -> Iterat
     if missing := sorted(template.fields() - present):
         yield "error", f"no row has the field {', '.join(missing)}"
     counts: dict[tuple[str, str], list[int]] = {}
+    firsts: dict[tuple[str, str], str] = {}
     for number, row in enumerate(rows, 1):
         try:
             parts, choices = template.apply(row), template.get_answer_choices_list(row)
@@ -121,24 +118,32 @@ def _check_rows(template: Template, rows: Sequence[Mapping[str, Any]]) -> Iterat
             text = str(error).removeprefix(f"template {template.name!r}: ")
             counts.setdefault(("error", f"does not render: {text}"), []).append(number)
             continue
-        if (problem := _row_problem(template, parts, choices)) is not None:
-            counts.setdefault(problem, []).append(number)
-    for (level, text), numbers in counts.items():
-        yield level, f"{text} ({len(numbers)} of {len(rows)} rows, first row {numbers[0]})"
+        if (problem := _row_problem(template, row, parts, choices)) is not None:
+            *key, detail = problem
+            counts.setdefault(tuple(key), []).append(number)
+            firsts.setdefault(tuple(key), detail and f": {detail}")
+    for key, numbers in counts.items():
+        first = f"first row {numbers[0]}{firsts.get(key, '')}"
+        yield key[0], f"{key[1]} ({len(numbers)} of {len(rows)} rows, {first})"
 
 
 def _row_problem(
-    template: Template, parts: list[str], choices: list[str] | None
-) -> tuple[str, str] | None:
+    template: Template, row: Mapping[str, Any], parts: list[str], choices: list[str] | None
+) -> tuple[str, str, str] | None:
+    """Level, what is wrong, and what it is in this row."""
     if parts == [""]:
-        return "warning", "renders to nothing"  # how a template leaves a row out
+        return "warning", "renders to nothing", ""  # how a template leaves a row out
     if len(parts) != 2:
-        return "error", f"renders to {len(parts)} parts, not input {SEPARATOR} target"
+        return "error", f"renders to {len(parts)} parts, not input {SEPARATOR} target", ""
+    if choices and parts[0] and (missing := missing_label(template, row, parts[1], choices)):
+        what = "no label among the choices" if parts[1] else "the target is empty"
+        return "warning", what, missing
     if not all(parts):
-        return "warning", f"the {'target' if parts[0] else 'input'} is empty"
+        return "warning", f"the {'target' if parts[0] else 'input'} is empty", ""
     if choices is not None and parts[1] not in choices:
         level = "error" if "Accuracy" in template.metadata.metrics else "warning"
-        return level, "the target is none of the answer choices"
+        detail = f"{parts[1][:80]!r} of {show(choices)}"
+        return level, "the target is none of the answer choices", detail
     return None
 
 

@@ -1,4 +1,5 @@
-"""Rows that give no example: counted by task, reason and split, told at the end."""
+"""Rows that give no example, or one without a label: counted by task, reason and split, told at
+the end."""
 
 import atexit
 import contextlib
@@ -16,21 +17,44 @@ NO_TARGET = "the prompt is not two parts divided by |||"
 EMPTY = "the input is empty"
 NO_CHOICES = "no answer choices"
 NOT_A_CHOICE = "the target is none of the answer choices"
+NO_LABEL = "no label"
 BAD_LINE = "not a JSON object"
 OTHER_FIELDS = "not in the dataset's schema"
 NO_TEXT = "half of a surrogate pair"  # JSON's \ud83d without its partner: no UTF-8 for it
-_skipped: dict[str, dict[str, set[tuple[str, int]]]] = {}
+# Why rows that are trained on are counted all the same, by `noted_rows`.
+UNLABELED = "the label names no choice"
+_Counts = dict[str, dict[str, set[tuple[str, int]]]]
+_skipped: _Counts = {}
+_noted: _Counts = {}
+_first: dict[tuple[str, str], str] = {}
 _skipped_lock = threading.Lock()
 _here = threading.local()
 
 
 def skipped_rows() -> dict[str, dict[str, int]]:
     """Rows left out so far: task → reason → number of different rows."""
+    return _count(_skipped)
+
+
+def noted_rows() -> dict[str, dict[str, int]]:
+    """Rows so far that are odd, and used as they are: task → reason → number of different rows."""
+    return _count(_noted)
+
+
+def _count(counts: _Counts) -> dict[str, dict[str, int]]:
     with _skipped_lock:
         return {
             task: {reason: len(rows) for reason, rows in reasons.items()}
-            for task, reasons in _skipped.items()
+            for task, reasons in counts.items()
         }
+
+
+def describe(task: str) -> str:
+    """The reasons for which a task left rows out, with their counts and each one's first row."""
+    reasons = skipped_rows().get(task, {})
+    return ", ".join(
+        f"{reason} ({count}; {_first[task, reason]})" for reason, count in reasons.items()
+    )
 
 
 def skipped_in(task: str, split: str) -> dict[str, int]:
@@ -47,13 +71,27 @@ def skip(task: str, reason: str, split: str, row: int, detail: str = "") -> None
     if counts is not None:
         counts[task, reason] += 1
         return
+    _add(_skipped, "left out", task, reason, split, row, detail)
+
+
+def note(task: str, reason: str, split: str, row: int, detail: str) -> None:
+    """Counts a row that is odd and used as it is; the first for each reason is logged."""
+    _add(_noted, "kept", task, reason, split, row, detail)
+
+
+def _add(
+    counts: _Counts, what: str, task: str, reason: str, split: str, row: int, detail: str
+) -> None:
+    place = f"row {row} of split {split}" if row >= 0 else f"split {split}"
     with _skipped_lock:
-        rows = _skipped.setdefault(task, {}).setdefault(reason, set())
+        rows = counts.setdefault(task, {}).setdefault(reason, set())
         first = not rows
         rows.add((split, row))
+        if first:
+            _first[task, reason] = f"{place}: {detail}" if detail else place
     if first:
         why = f"{reason}: {detail}" if detail else reason
-        logging.warning("%s: row %d of split %s left out: %s", task, row, split, why)
+        logging.warning("%s: %s %s: %s", task, place, what, why)
 
 
 @contextlib.contextmanager
@@ -108,9 +146,17 @@ class _AtExit:
             if calls == self._calls and not self._active:
                 break
         if _is_entry_point():
-            for task, reasons in sorted(skipped_rows().items()):
-                counts = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
-                print(f"rows left out of {task}: {counts}")
+            for what, counted in (("left out of", skipped_rows()), ("noted in", noted_rows())):
+                for task, reasons in sorted(counted.items()):
+                    counts = ", ".join(
+                        f"{count} ({reason}; {_first[task, reason]})"
+                        for reason, count in reasons.items()
+                    )
+                    print(f"rows {what} {task}: {_printable(counts)}")
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _is_entry_point() -> bool:

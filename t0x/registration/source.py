@@ -6,6 +6,7 @@ Rows that give no example are left out and counted (`skipped_rows`).
 """
 
 import itertools
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from t0x.prompts.template import RenderError
+from t0x.prompts.labels import missing_label, show
+from t0x.prompts.template import RenderError, Template
 from t0x.rank_classification import RIGHT_ANSWERS
 from t0x.registration.dataset import TaskInfo
 from t0x.registration.shared_functions import filter_shared, map_shared
@@ -24,23 +26,34 @@ from t0x.registration.skipped import (
     BAD_LINE,
     EMPTY,
     NO_CHOICES,
+    NO_LABEL,
     NO_TARGET,
     NO_TEXT,
     NOT_A_CHOICE,
     OTHER_FIELDS,
     TEMPLATE_ERROR,
+    UNLABELED,
     at_exit,
+    describe,
+    note,
     skip,
-    skipped_rows,
+    skipped_in,
 )
+from t0x.sources.files import Rows, select
 from t0x.sources.openers import underscore_fields
 from t0x.sources.schemas import SchemaError
 
 # Name of the split that stands for "the one this dataset is evaluated on", so that one mixture can
 # hold datasets with a test split and datasets with none.
 EVAL_SPLIT = "eval"
-NO_LABEL = "<NO LABEL>"
+NO_TARGET_TEXT = "<NO LABEL>"  # what T0 trains on where the target is empty
+# Filters that draw from a generator seeded with the whole row.
+_DRAWS = re.compile(r"\b(choice|random)\b")
 _FILLER = ("unread", "unread", np.array(["unread"], object))
+
+
+class TaskError(ValueError):
+    """A task's rows cannot be read or give no example: one line naming the task and the cause."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,7 @@ class PromptedSource(seqio.DataSource):
 
         Raises:
             FileNotFoundError: the rows are nowhere.
-            ValueError: the split has rows, but the template renders none of them.
+            TaskError: the rows cannot be read, or the template renders none of them.
         """
         split = self.real_split(split)
         rows = self._open(split)
@@ -178,12 +191,23 @@ class PromptedSource(seqio.DataSource):
         rendered = ((row, self.render(rows, row, split)) for row in range(len(rows)))
         yield from itertools.islice((pair for pair in rendered if pair[1] is not None), limit)
 
-    def _open(self, split: str) -> Sequence[Mapping[str, Any]]:
+    def _open(self, split: str) -> Rows:
         """A split's rows; bad lines are counted, and there is a row that can be rendered."""
-        rows = self._dataset.rows(split)
-        for number, place in enumerate(getattr(rows, "bad_places", ()), start=1):
-            skip(self._info.name, BAD_LINE, split, -number, place)
-        self._require_a_row(rows, split)
+        name = self._info.name
+        try:
+            rows = _select(self._dataset.rows(split), self._info.template)
+            for number, place in enumerate(getattr(rows, "bad_places", ()), start=1):
+                skip(name, BAD_LINE, split, -number, place)
+            # Stops before training or evaluation starts on nothing; reads up to the first good row.
+            found = any(self.render(rows, row, split) for row in range(len(rows)))
+        except (ValueError, LookupError) as error:
+            raise TaskError(f"task {name}: {error}") from error
+        if not found:
+            why = describe(name) or "there are no rows"
+            nothing = f"none of the {len(rows)} rows of split {split} can be used"
+            if why.startswith(f"{NO_LABEL} (") and len(skipped_in(name, split)) == 1:
+                nothing = f"split {split} has no labels"
+            raise TaskError(f"task {name}: {nothing}: {why}")
         return rows
 
     def _shuffle_key(self, seed: int | None) -> np.ndarray:
@@ -192,21 +216,12 @@ class PromptedSource(seqio.DataSource):
         entropy = None if seed is None else [int(seed), name]
         return np.random.default_rng(entropy).integers(2**32, size=2, dtype=np.uint32)
 
-    def _require_a_row(self, rows: Sequence[Mapping[str, Any]], split: str) -> None:
-        """Stops before training or evaluation starts on nothing; reads up to the first good row."""
-        if any(self.render(rows, row, split) for row in range(len(rows))):
-            return
-        reasons = skipped_rows().get(self._info.name, {"there are no rows": 0})
-        raise ValueError(
-            f"task {self._info.name}: none of the {len(rows)} rows of split {split} can be used: "
-            + ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
-        )
-
     def render(self, rows: Sequence[Mapping[str, Any]], row: int, split: str) -> Rendered | None:
         """Renders one row; None, and a count of why, where it gives no example.
 
-        As T0 does, a row whose target is empty gets the target "<NO LABEL>". The rank
-        classification task leaves out what has no right answer among its choices.
+        As T0 does, a row whose target is empty gets the target "<NO LABEL>"; where the template has
+        choices, it is counted. The rank classification task leaves out what has no right answer
+        among its choices, or no label.
         """
         template, name = self._info.template, self._info.name
         try:
@@ -229,9 +244,23 @@ class PromptedSource(seqio.DataSource):
             return skip(name, NO_TEXT, split, row, str(error))
         if self._info.score_eval and not choices:
             return skip(name, NO_CHOICES, split, row)
+        missing = missing_label(template, fields, targets, choices) if choices else None
         right = targets.strip().split(RIGHT_ANSWERS)
-        if not self._info.score_eval and len(right) > 1:
-            targets = right[0]
-        if self._info.score_eval and not set(right) <= set(choices):
-            return skip(name, NOT_A_CHOICE, split, row, f"{targets.strip()!r} of {choices}")
-        return Rendered(inputs, targets or NO_LABEL, choices)
+        if not self._info.score_eval:
+            if missing:
+                note(name, UNLABELED, split, row, missing)
+            targets = right[0] if len(right) > 1 else targets
+            return Rendered(inputs, targets or NO_TARGET_TEXT, choices)
+        if missing:
+            return skip(name, NO_LABEL, split, row, missing)
+        if not set(right) <= set(choices):
+            detail = f"{targets.strip()[:200]!r} of {show(choices)}"
+            return skip(name, NOT_A_CHOICE, split, row, detail)
+        return Rendered(inputs, targets, choices)
+
+
+def _select(rows: Rows, template: Template) -> Rows:
+    """The rows with the fields that a template uses, where leaving out the others spares work."""
+    if _DRAWS.search(f"{template.jinja} {template.answer_choices}"):
+        return rows
+    return select(rows, template.fields())

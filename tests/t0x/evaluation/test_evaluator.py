@@ -173,6 +173,7 @@ def test_processes_leave_out_what_the_first_one_has_found(mixture, tmp_path, mon
     (tmp_path / "rank_classification" / "3" / f"{second}.json").unlink()
     shapes.clear()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.stack([x, x]))
     monkeypatch.setattr(
         multihost_utils, "broadcast_one_to_all", lambda flags: np.array([True, False])
     )
@@ -189,6 +190,35 @@ def test_tasks_without_the_split_are_counted(mixture, tmp_path, capsys):
     assert not evaluator.eval_tasks
     evaluator.evaluate(compute_metrics=True, score_fn=_token_scores)
     assert "2 tasks of" in capsys.readouterr().out
+
+
+def test_one_tasks_failure_does_not_end_the_others(model, tmp_path, capsys):
+    texts = [{"text": f"t{i}", "label": i % 2} for i in range(5)]
+    template = _template("label", "{{text}}|||{{answer_choices[label]}}", "no ||| ")
+    splits = {
+        "good": {"validation": texts},
+        "unlabelled": {"validation": [{"text": "t", "label": -1}] * 2},
+        "torn": tmp_path / "torn",
+    }
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/validation.jsonl").write_text('{"text": ')
+    names = []
+    for name, source in splits.items():
+        tasks = registration.register_dataset(
+            f"{name}{next(_numbers)}", source, {"label": template}, output_features=FEATURES
+        )
+        names += tasks.score_eval
+    mixture = f"some_fail{next(_numbers)}"
+    registration.register_mixture(mixture, names, rate=lambda task: 1.0)
+    metrics, folder = _evaluate(evaluation.RankEvaluator, mixture, model, tmp_path)
+    # The empty choice is one like the others.
+    assert list(metrics) == names[:1]
+    assert len(_lines(folder / f"{names[0]}.jsonl")) == 5
+    shown = capsys.readouterr().out
+    assert f"not evaluated: task {names[1]}: split validation has no labels: no label (2;" in shown
+    assert f"not evaluated: task {names[2]}:" in shown and "validation.jsonl: 1 line is" in shown
+    with pytest.raises(ValueError, match=f"{names[1]}: task {names[1]}: split validation has no"):
+        evaluation.RankEvaluator(names[1], eval_split="validation")
 
 
 def test_the_first_rows_only(mixture, model, tmp_path):

@@ -16,11 +16,14 @@ from t0x.registration import source as rendering
 from t0x.registration.skipped import (
     BAD_LINE,
     EMPTY,
+    NO_LABEL,
     NO_TARGET,
     NO_TEXT,
     NOT_A_CHOICE,
     OTHER_FIELDS,
     TEMPLATE_ERROR,
+    UNLABELED,
+    noted_rows,
     skipped_in,
 )
 from t0x.sources import schemas
@@ -180,16 +183,58 @@ def test_rank_task_leaves_out_rows_whose_target_is_no_choice():
         b"left",
         b"right",
         b"middle",
-        rendering.NO_LABEL.encode(),
+        rendering.NO_TARGET_TEXT.encode(),
     ]
     assert len(examples(tasks.score_eval[0])) == 4
-    assert registration.skipped_rows()[tasks.score_eval[0]] == {NOT_A_CHOICE: 2}
+    assert registration.skipped_rows()[tasks.score_eval[0]] == {NOT_A_CHOICE: 1, NO_LABEL: 1}
+
+
+BY_LABEL = template("label", "{{text}}|||{{answer_choices[label]}}", "left ||| right")
+
+
+def labelled(*labels):
+    return [{"text": "t", "label": label} for label in labels]
+
+
+def test_rows_whose_label_names_no_choice_are_counted():
+    rows = labelled(0, 1.0, "1", None, 7, -1, np.int64(1))
+    name, tasks = register(rows, BY_LABEL)
+    # What is rendered is promptsource's, and T0's.
+    none = rendering.NO_TARGET_TEXT.encode()
+    targets = [e["targets_pretokenized"] for e in examples(tasks.train[0])]
+    assert targets == [b"left", none, none, none, none, b"right", b"right"]
+    assert noted_rows()[f"{name}_label"] == {UNLABELED: 5}
+    ranked = examples(tasks.score_eval[0])
+    assert [(e["idx"][0], e["is_correct"]) for e in ranked] == [
+        (0, True), (0, False), (6, False), (6, True),
+    ]  # fmt: skip
+    assert registration.skipped_rows()[tasks.score_eval[0]] == {NO_LABEL: 5}
+
+
+def test_a_split_without_labels_says_that_it_has_none():
+    _, tasks = register({"train": labelled(0), "test": labelled(-1, -1)}, BY_LABEL)
+    message = (
+        r"split test has no labels: no label \(2; row 0 of split test: label = -1; the choices"
+    )
+    with pytest.raises(rendering.TaskError, match=message):
+        examples(tasks.score_eval[0], "test")
+
+
+def test_an_empty_choice_may_be_right():
+    choice = template("empty", "{{text}}|||{{answer_choices[label]}}", "left ||| ")
+    _, tasks = register(labelled(1, 0), choice)
+    ranked = examples(tasks.score_eval[0])
+    assert [(e["targets_pretokenized"], e["is_correct"]) for e in ranked] == [
+        (b"left", False), (b"", True), (b"left", True), (b"", False),
+    ]  # fmt: skip
 
 
 def test_a_split_without_one_usable_row_is_an_error_at_once():
     rows = [{"text": "t", "side": "middle"}] * 3
     name, tasks = register({"train": sides(2), "test": rows}, CLASSIFY)
-    with pytest.raises(ValueError, match=rf"{name}_which_side__score_eval: none of the 3 rows of"):
+    with pytest.raises(
+        ValueError, match=rf"{name}_which_side__score_eval: none of the 3 rows of .*'middle'"
+    ):
         examples(tasks.score_eval[0], "test")
 
 
