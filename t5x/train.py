@@ -166,7 +166,7 @@ def train(
     summarize_config_fn(model_dir, trainer.train_metrics_manager.summary_writer, first_step)
     steps = f"{first_step} to {total_steps}, {origin}"
     announcement.announce(
-        model, initializer, partitioner, train_dataset_cfg, batch, steps, model_dir
+        model, initializer, partitioner, train_dataset_cfg, train_iter, steps, model_dir
     )
 
     # ---- Loop -----------------------------------------------------------------------------------
@@ -196,6 +196,7 @@ def train(
     _finish(trainer, evaluations, manager, listener.stopped)
     listener.raise_if_stopped(step, saved=bool(saving.period))
     announcement.say_trained(first_step, step, seconds, batch)
+    announcement.say_read(train_iter.count())
     return step, trainer.train_state
 
 

@@ -63,6 +63,19 @@ class ShardedDatasetIterator(clu_iterator.DatasetIterator):
         """What names the tasks of the batch handed out last, on this process."""
         return functools.partial(provenance.name_tasks, self._task_numbers, self._task_names)
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that rows come from, where they are known."""
+        return self._task_names
+
+    def count(self) -> dict[str, float]:
+        """What the steps so far have read, by the names of metrics; empty where it is not counted.
+
+        See `t5x.data.prepared.PreparedIterator.count`.
+        """
+        count = getattr(self._iterator, "count", None)
+        return count() if count else {}
+
     def reset(self) -> None:
         """Starts the underlying dataset again."""
         self._iterator.reset()

@@ -24,6 +24,7 @@ from t5x.data.prepared_batches import Batches, Source
 from t5x.data.prepared_features import lay_out
 from t5x.data.prepared_rows import EXAMPLES_PER_BLOCK, Position, Rows
 from t5x.data.store import read_manifest
+from t5x.data.vocabularies import hash_vocabulary
 
 # As `t5x.data.provenance` has it.
 TASK_NUMBERS = "task_number"
@@ -175,15 +176,15 @@ class PreparedIterator(clu_iterator.DatasetIterator):
 def compare(saved: Mapping[str, Any], present: Mapping[str, Any]) -> str:
     """Names what differs between two fingerprints; empty where nothing does."""
     parts = []
-    for name in sorted({*saved, *present}):
-        old, new = saved.get(name), present.get(name)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            tasks = [task for task in sorted({*old, *new}) if old.get(task) != new.get(task)]
-            parts.append(f"{len(tasks)} {name} differ, {tasks[0]} the first")
-        else:
-            parts.append(f"{name} was {old}, is {new}")
+    for group in ("kind", "tasks", "vocabulary", "settings"):
+        old, new = saved.get(group), present.get(group)
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            old, new = {group: old}, {group: new}
+        differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if differing:
+            name = differing[0]
+            rest = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+            parts.append(f"{name}{rest}: was {old.get(name)}, is {new.get(name)}")
     return "; ".join(parts)
 
 
@@ -284,3 +285,36 @@ def get_dataset(
             source.manifest.missing[0].task,
         )
     return PreparedIterator(source, cfg.num_workers or 0)
+
+
+def verify_matching_vocabs(cfg: Any, model: Any, *, directory: str | None = None) -> None:
+    """Checks that store and model read tokens alike; bound to train.verify_matching_vocabs_fn.
+
+    Args:
+      cfg: a `DatasetConfig`; SeqIO's task is looked up where there is no store.
+      model: has the vocabularies and the network.
+      directory: the store, see `get_dataset`.
+
+    Raises:
+      ValueError: their vocabularies differ, or the network's is too small.
+    """
+    if directory is None:
+        from t5x.data import datasets
+
+        datasets.verify_matching_vocabs(cfg, model)
+        return
+    features = read_manifest(directory).features
+    vocabularies = {"inputs": model.input_vocabulary, "targets": model.output_vocabulary}
+    for name, vocabulary in vocabularies.items():
+        if features[name].vocabulary != hash_vocabulary(vocabulary):
+            raise ValueError(
+                f"the vocabulary of {name} in PREPARED_DIR = '{directory}' is not the model's "
+                f"({vocabulary}); bind VOCABULARY to what it was prepared with"
+            )
+    rows = getattr(getattr(getattr(model, "module", None), "config", None), "vocab_size", None)
+    pieces = max(feature.vocabulary_size for feature in features.values())
+    if rows is not None and rows < pieces:
+        raise ValueError(
+            f"T5Config.vocab_size = {rows} is smaller than the vocabulary's {pieces} pieces; use "
+            f"{-(-pieces // 128) * 128}"
+        )

@@ -11,7 +11,7 @@ from etils import epath
 from t5x.data.prepared_features import lay_out, number_tasks
 from t5x.data.prepared_rows import Position, RowPlan, Rows
 from t5x.data.records import ExampleReader
-from t5x.data.store import Entry, Manifest, is_local, read_lengths
+from t5x.data.store import FEATURES, Entry, Manifest, is_local, read_lengths
 
 # Requests to a bucket under way at once; a local file answers before a thread has started.
 _REMOTE_THREADS = 64
@@ -64,18 +64,26 @@ class Source:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What the order of rows depends on, as plain values: a position fits only the same."""
+        """What the order of rows depends on, in plain values: a position fits only the same."""
         return {
-            "mixture": self.manifest.mixture,
-            "split": self.split,
-            "tasks": {e.task: [e.template_hash, e.examples, e.rate] for e in self.entries},
-            "vocabulary": [f.vocabulary for _, f in sorted(self.manifest.features.items())],
-            "lengths": list(self.capacity),
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "pack": self.pack,
-            "examples_per_block": self.examples_per_block,
-            "batch_size": self.batch_size,
+            "reader": "prepared",
+            "kind": self.manifest.mixture,
+            "tasks": {
+                e.task: {"template": e.template_hash, "examples": e.examples, "rate": e.rate}
+                for e in self.entries
+            },
+            "vocabulary": {
+                name: feature.vocabulary for name, feature in self.manifest.features.items()
+            },
+            "settings": {
+                "BATCH_SIZE": self.batch_size,
+                "TASK_FEATURE_LENGTHS": dict(zip(FEATURES, self.capacity, strict=True)),
+                "DatasetConfig.split": self.split,
+                "DatasetConfig.seed": self.seed,
+                "DatasetConfig.shuffle": self.shuffle,
+                "DatasetConfig.pack": self.pack,
+                "prepared.get_dataset.examples_per_block": self.examples_per_block,
+            },
         }
 
 

@@ -17,7 +17,7 @@ def announce(
     initializer: Any,
     partitioner: Any,
     dataset_cfg: Any,
-    batch: Mapping[str, jax.ShapeDtypeStruct],
+    train_iter: Any,
     steps: str,
     model_dir: str,
 ) -> None:
@@ -30,7 +30,7 @@ def announce(
         {
             "model": _describe_model(model, initializer),
             "devices": _describe_mesh(partitioner),
-            "data": _describe_data(dataset_cfg, batch),
+            "data": _describe_data(dataset_cfg, train_iter),
             "steps": steps,
             "output": model_dir,
             "log": str(console.log_path or "terminal"),
@@ -46,6 +46,26 @@ def say_trained(
     console.say(
         f"trained {step - first_step} steps in {format_seconds(seconds)} "
         f"({format_count(rate)} tokens/s), now at step {step}"
+    )
+
+
+def say_read(counts: Mapping[str, float]) -> None:
+    """Prints what `ShardedDatasetIterator.count` gives; per task it is in metrics.jsonl."""
+    if not counts:
+        return
+    examples, truncated = int(counts["data/examples"]), int(counts["data/truncated"])
+    prefix = "data/epochs/"
+    epochs = sorted(
+        (value, name.removeprefix(prefix))
+        for name, value in counts.items()
+        if name.startswith(prefix)
+    )
+    (fewest, rarest), (most, commonest) = epochs[0], epochs[-1]
+    inputs, targets = (counts[f"data/{side}_padding"] for side in ("encoder", "decoder"))
+    console.say(
+        f"read {examples} examples of {len(epochs)} tasks, {truncated} truncated; padding "
+        f"{inputs:.1%} of inputs, {targets:.1%} of targets; epochs {fewest:.3g} ({rarest}) to "
+        f"{most:.3g} ({commonest})"
     )
 
 
@@ -68,12 +88,18 @@ def _describe_mesh(partitioner: Any) -> str:
     return f"{len(devices)} {devices[0].device_kind}, mesh {axes}"
 
 
-def _describe_data(cfg: Any, batch: Mapping[str, jax.ShapeDtypeStruct]) -> str:
-    import seqio
-
-    provider = seqio.get_mixture_or_task(cfg.mixture_or_task_name)
+def _describe_data(cfg: Any, train_iter: Any) -> str:
+    batch = train_iter.global_shapes
+    name = getattr(cfg.mixture_or_task_name, "name", cfg.mixture_or_task_name)
+    tasks = len(train_iter.task_names)
     return (
-        f"{provider.name} ({len(seqio.get_subtasks(provider))} tasks), batch {cfg.batch_size} × "
+        f"{name} ({tasks or _count_tasks(cfg)} tasks), batch {cfg.batch_size} × "
         f"{shapes.token_lengths(batch)}{' packed' if cfg.pack else ''}, "
         f"{format_count(shapes.count_tokens(batch))} tokens a step"
     )
+
+
+def _count_tasks(cfg: Any) -> int:
+    import seqio
+
+    return len(seqio.get_subtasks(seqio.get_mixture_or_task(cfg.mixture_or_task_name)))

@@ -138,6 +138,9 @@ class BaseTrainer:
             raise ValueError("Trainer.train: num_steps must be at least 1")
         uptime = jnp.asarray([time.monotonic() - self._started])
         metrics = {**metrics, "timing/uptime": clu.metrics.LastValue.from_model_output(uptime)}
+        count = getattr(batch_iter, "count", dict)
+        if counts := count():
+            self.train_metrics_manager.write_scalars(first + num_steps, counts)
         return self.train_metrics_manager.write_metrics_summary(
             metrics, first + num_steps, num_steps
         )

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
-from t5x.data import datasets, prepared, provenance, store
+from t5x.data import datasets, prepared, provenance, store, vocabularies
 
 LENGTHS = {"inputs": 48, "targets": 12}
 CONVERTER = seqio.EncDecFeatureConverter
@@ -176,9 +177,12 @@ def test_a_position_is_saved_and_found_again(directory, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, r"seed was 0, is 1"),
-        ({"pack": False}, r"pack was True, is False"),
-        ({"task_feature_lengths": {"inputs": 40, "targets": 12}}, r"lengths was \[48, 12\]"),
+        ({"seed": 1}, r"DatasetConfig.seed: was 0, is 1"),
+        ({"pack": False}, r"DatasetConfig.pack: was True, is False"),
+        (
+            {"task_feature_lengths": {"inputs": 40, "targets": 12}},
+            r"LENGTHS: was .'inputs': 48, 'targets': 12., is",
+        ),
     ],
 )
 def test_a_position_in_other_data_is_named(directory, change, message):
@@ -191,8 +195,8 @@ def test_a_position_in_other_data_is_named(directory, change, message):
 def test_a_position_does_not_fit_other_templates(directory):
     iterator = _open(directory)
     state = iterator.get_state()
-    state["fingerprint"]["tasks"]["pears"][0] = "changed"
-    with pytest.raises(ValueError, match="1 tasks differ, pears the first"):
+    state["fingerprint"]["tasks"]["pears"]["template"] = "changed"
+    with pytest.raises(ValueError, match=r"pears: was .*changed"):
         iterator.set_state(state)
 
 
@@ -251,3 +255,28 @@ def test_a_torn_file_ends_reading_by_its_name(tmp_path, write_store):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(store.StoreError, match=r"plums.*torn"):
         _take(_open(tmp_path), 20)
+
+
+def test_the_vocabulary_of_the_store_is_the_models(directory, tmp_path, write_store):
+    vocabulary = seqio.ByteVocabulary()
+    feature = store.Feature(
+        vocabulary=vocabularies.hash_vocabulary(vocabulary),
+        vocabulary_size=vocabulary.vocab_size,
+        add_eos=True,
+    )
+    manifest = dataclasses.replace(
+        write_store(tmp_path, TASKS), features=dict.fromkeys(store.FEATURES, feature)
+    )
+    store.write_manifest(tmp_path, manifest)
+    network = SimpleNamespace(config=SimpleNamespace(vocab_size=384))
+    model = SimpleNamespace(
+        input_vocabulary=vocabulary, output_vocabulary=vocabulary, module=network
+    )
+    prepared.verify_matching_vocabs(_config(), model, directory=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"vocabulary of inputs in PREPARED_DIR = .* not the model"
+    ):
+        prepared.verify_matching_vocabs(_config(), model, directory=directory)
+    network.config.vocab_size = 128
+    with pytest.raises(ValueError, match=r"vocab_size = 128 is smaller .* 259 pieces; use 384"):
+        prepared.verify_matching_vocabs(_config(), model, directory=tmp_path)
