@@ -12,6 +12,7 @@ from t0x.cli.prepare import prepare
 from t0x.cli.report import report
 from t0x.cli.score import score
 from t0x.cli.select import select
+from t0x.cli.stats import stats
 
 app = typer.Typer(
     help="Prompts, tasks, zero-shot evaluation and reports for T0-style models.",
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(prompts.app, name="prompts")
+tasks.app.command(cls=shared.GinCommand)(stats)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(launch.app, name="launch")
 app.add_typer(checkpoints.app, name="checkpoints")

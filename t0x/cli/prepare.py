@@ -2,15 +2,16 @@
 
 import time
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t0x.cli import shared
 
 if TYPE_CHECKING:
-    from t0x.prepare.request import Request
+    from t0x.prepare.request import Request, Run
     from t5x.data.store import Manifest, Missing
 
 
@@ -38,6 +39,9 @@ def prepare(
     ] = None,
     target_length: Annotated[
         int | None, typer.Option("--target_length", min=1, help="Tokens of a row's targets.")
+    ] = None,
+    most_rows: Annotated[
+        int | None, typer.Option("--most_rows", min=1, help="At most so many rows of every task.")
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Write every row, however many the run reads.")
@@ -78,67 +82,79 @@ def prepare(
         raise ValueError(f"--runner={runner}: local or beam; Beam's own --runner follows after --")
     if context.args and runner != "beam":
         raise ValueError(f"unknown argument {context.args[0]!r}")
+    files, bindings = tuple(gin_file or ()), tuple(gin_bindings or ())
     with shared.quiet():
-        request = _request(
-            mixture,
+        facts = read_facts(files, bindings, (steps, batch_size, input_length, target_length))
+        if (facts.run.steps == 0) != (facts.run.batch_size == 0):
+            raise ValueError("--steps and --batch_size belong together")
+        request = build_request(
             out,
+            mixture,
             split,
-            (steps, batch_size, input_length, target_length),
-            tuple(gin_file or ()),
-            tuple(gin_bindings or ()),
+            facts,
+            files,
+            bindings,
             module,
-            everything,
-            seed,
-            keep_text,
-            tuple(from_cache or ()),
+            run=facts.run if facts.run.steps and not everything else None,
+            most_rows=most_rows,
+            seed=seed,
+            keep_text=keep_text,
+            caches=tuple(from_cache or ()),
         )
     _run(request, runner, processes, context.args, overwrite)
 
 
-def _request(
-    mixture: str | None,
+@dataclass(frozen=True)
+class Facts:
+    """What gin files and options say of a run; its steps and batch are 0 where they say nothing."""
+
+    mixture: str | None
+    split: str
+    module: str | None
+    run: "Run"
+
+
+def read_facts(
+    gin_files: tuple[str, ...], gin_bindings: tuple[str, ...], asked: tuple[int | None, ...]
+) -> Facts:
+    """The run of gin files; `asked` are steps, batch size and both lengths, and come first."""
+    from t0x.prepare import processes
+    from t0x.prepare.request import Run, read_run
+
+    found = {"mixture": None, "split": "train", "module": None, "run": Run(0, 0, 1024, 256)}
+    if gin_files:
+        # In a process of its own: it starts JAX, which forks of this one would rather not inherit.
+        found |= processes.call(read_run, gin_files, gin_bindings)
+    names = ("steps", "batch_size", "inputs", "targets")
+    given = {name: value for name, value in zip(names, asked, strict=True) if value is not None}
+    return Facts(**found | {"run": replace(found["run"], **given)})
+
+
+def build_request(
     out: str,
+    mixture: str | None,
     split: str | None,
-    asked: tuple[int | None, ...],
+    facts: Facts,
     gin_files: tuple[str, ...],
     gin_bindings: tuple[str, ...],
     modules: list[str] | None,
-    everything: bool,
-    seed: int,
-    keep_text: bool,
-    caches: tuple[str, ...],
+    **options: Any,
 ) -> "Request":
-    from t0x.prepare import processes
-    from t0x.prepare.request import Request, Run, configure, read_run
+    """The request of a command line, its tasks registered."""
+    from t0x.prepare.request import Request, configure
 
-    facts: dict = {}
-    if gin_files:
-        # In a process of its own: it starts JAX, which forks of this one would rather not inherit.
-        facts = processes.call(read_run, gin_files, gin_bindings)
-    if mixture is None and not gin_files:
-        raise ValueError("give --mixture, or the run's --gin_file")
-    names = ("steps", "batch_size", "inputs", "targets")
-    of_run = facts.get("run") or Run(0, 0, 1024, 256)
-    values = {
-        name: given if given is not None else getattr(of_run, name)
-        for name, given in zip(names, asked, strict=True)
-    }
-    if bool(values["steps"]) != bool(values["batch_size"]):
-        raise ValueError("--steps and --batch_size belong together")
-    run = Run(**values, pack=of_run.pack) if values["steps"] and not everything else None
+    if mixture is None and facts.mixture is None:
+        raise ValueError("give a mixture, or the run's --gin_file")
     configure(gin_files, gin_bindings)
-    named = [*(modules or []), *filter(None, [facts.get("module")])]
+    named = [*(modules or []), *filter(None, [facts.module])]
     return Request(
-        mixture=mixture or facts["mixture"],
+        mixture=mixture or facts.mixture,
         directory=out if "://" in out else str(Path(out).absolute()),
-        split=split or facts.get("split") or "train",
-        run=run,
-        seed=seed,
-        keep_text=keep_text,
-        caches=caches,
+        split=split or facts.split,
         modules=tuple(shared.import_modules(named)),
         gin_files=gin_files,
         gin_bindings=gin_bindings,
+        **options,
     )
 
 

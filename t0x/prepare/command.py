@@ -135,10 +135,11 @@ def _plan(
 
     So that a dataset which could not be read the first time does not change the others' rows.
     """
-    path = epath.Path(request.directory) / shards.WORK / request.split / "plan.json"
+    path = _place_plan(request)
     settings = {
         "mixture": request.mixture,
         "seed": request.seed,
+        "most_rows": request.most_rows,
         "run": request.run and dataclasses.asdict(request.run),
         "sources": sorted(
             [label, source.sequential, sorted(source.tasks)] for label, source in sources.items()
@@ -160,10 +161,20 @@ def _plan(
             if request.run:
                 before["examples"] = expect_examples(surveys, request.run)
         for label, survey in surveys.items():
-            plan = plan_source(survey, before["total_rate"], before["examples"])
+            plan = plan_source(survey, before["total_rate"], before["examples"], request.most_rows)
             before["sources"][label] = dataclasses.asdict(plan)
         shards.write_json(path, before)
     return {label: jobs.parse_plan(plan) for label, plan in before["sources"].items()}
+
+
+def _place_plan(request: Request) -> epath.Path:
+    return epath.Path(request.directory) / shards.WORK / request.split / "plan.json"
+
+
+def read_split_sizes(request: Request) -> dict[str, int]:
+    """Rows that the split of every task has, written or not, by what was planned."""
+    sources = shards.read_json(_place_plan(request))["sources"].values()
+    return {name: source["rows"] for source in sources for name in source["tasks"]}
 
 
 def _total_rate(surveys: Mapping[str, Any], failed: Mapping[str, Any]) -> float:

@@ -9,9 +9,10 @@ from typing import Any
 import seqio
 
 from t0x.prepare import shards
+from t0x.prepare.mixture import find_sources, find_tasks
 from t0x.prepare.plan import Sampled, SourcePlan, Survey, TaskPlan
 from t0x.prepare.request import Request, register
-from t0x.prepare.sources import Source, SourceError, find_sources, find_tasks, reading
+from t0x.prepare.sources import Source, SourceError, reading
 from t0x.registration.dataset import mixing_rate
 from t0x.registration.registry import task_info
 from t0x.registration.skipped import counted

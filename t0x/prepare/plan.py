@@ -86,18 +86,21 @@ def expect_examples(surveys: Mapping[str, Survey], run: Run) -> float:
     return rows * max(1.0, min(fit, default=1.0))
 
 
-def plan_source(survey: Survey, total_rate: float, examples: float | None) -> SourcePlan:
+def plan_source(
+    survey: Survey, total_rate: float, examples: float | None, most_rows: int | None = None
+) -> SourcePlan:
     """Chooses how many rows of each task are written.
 
     Args:
         survey: of the source.
         total_rate: of all tasks of the mixture.
         examples: that the run reads of the whole mixture; None writes every row.
+        most_rows: of a task, whatever the run reads.
     """
     tasks, start = {}, 0
     for name, sampled in sorted(survey.tasks.items()):
         draws = (examples or 0.0) * (sampled.rate / total_rate if total_rate else 0.0)
-        count = survey.rows
+        count = survey.rows if most_rows is None else min(survey.rows, most_rows)
         if examples is not None and sampled.gave:
             count = min(count, math.ceil(MARGIN * draws * sampled.tried / sampled.gave))
         whole = count >= survey.rows

@@ -33,6 +33,7 @@ class Request:
         directory: the store, local or on a bucket.
         split: of every task.
         run: what reads the store; None writes every row.
+        most_rows: of a task, however many the run reads; None for no such limit.
         seed: of the choice of rows.
         keep_text: whether records keep their texts.
         caches: folders of SeqIO's cached tasks to take tokens from.
@@ -44,6 +45,7 @@ class Request:
     directory: str
     split: str = "train"
     run: Run | None = None
+    most_rows: int | None = None
     seed: int = 0
     keep_text: bool = False
     caches: tuple[str, ...] = ()
