@@ -80,7 +80,8 @@ def render(template, rows):
         try:
             made.append(template.apply(row))
         except RenderError as error:
-            made.append(type(error.__cause__).__name__)
+            cause = error.__cause__
+            made.append(getattr(cause, "kind", type(cause).__name__))
     seconds = time.process_time() - started
     pairs = (
         (parts, template.get_answer_choices_list(row))

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from t0x.prompts.compilation import LONGEST_VARIABLE
-from t0x.prompts.sandbox import Program, describe
+from t0x.prompts.cost import measure
+from t0x.prompts.program import Program, admit
+from t0x.prompts.sandbox import describe
 
+LONGEST_VARIABLE = 2048  # characters of a substituted value, promptsource's TEXT_VAR_LENGTH
 SEPARATOR = "|||"
 FILE_NAME = "templates.yaml"
 # Stands for a separator inside a value while the text is split; the very mark of promptsource,
@@ -64,10 +66,12 @@ class Template:
         if "answer_choices" in row:
             raise RenderError(f"template {self.name!r}: the row has a field answer_choices")
         try:
-            variables = _protect(row)
-            variables["answer_choices"] = self._choices(row, variables)
+            variables, size = _protect(row)
+            choices = self._choices(row, variables, size)
+            variables["answer_choices"] = choices
+            size += measure(choices)
             program = _compile(self.jinja, truncate, highlight_variables)
-            text = program.render(variables, lambda: self._seed(row))
+            text = program.render(variables, size, lambda: self._seed(row))
         except Exception as error:
             raise self._failure(error) from error
         return [part.replace(_PROTECTED, SEPARATOR).strip() for part in text.split(SEPARATOR)]
@@ -75,7 +79,7 @@ class Template:
     def get_answer_choices_list(self, row: Mapping[str, Any]) -> list[str] | None:
         """The row's answer choices; None for a template without. Raises RenderError."""
         try:
-            return self._choices(row, _protect(row))
+            return self._choices(row, *_protect(row))
         except Exception as error:
             raise self._failure(error) from error
 
@@ -84,7 +88,7 @@ class Template:
         if self.answer_choices is None or _compile(self.answer_choices).fields:
             return None
         try:
-            text = _compile(self.answer_choices).render({}, lambda: self._seed({}))
+            text = _compile(self.answer_choices).render({}, 0, lambda: self._seed({}))
         except Exception as error:
             raise self._failure(error) from error
         return [choice.strip() for choice in text.split(SEPARATOR)]
@@ -104,15 +108,17 @@ class Template:
         names = _compile(self.jinja, True).fields
         if self.answer_choices is not None:
             names |= _compile(self.answer_choices).fields
-        return names - {"answer_choices"} - Program.functions()
+        return names - {"answer_choices"}
 
-    def _choices(self, row: Mapping[str, Any], variables: dict[str, Any]) -> list[str] | None:
+    def _choices(
+        self, row: Mapping[str, Any], variables: dict[str, Any], size: float
+    ) -> list[str] | None:
         if self.answer_choices is None:
             return None
         program = _compile(self.answer_choices)
         if not program.fields and not program.draws:
             return list(_fixed_choices(self.answer_choices))
-        text = program.render(variables, lambda: self._seed(row))
+        text = program.render(variables, size, lambda: self._seed(row))
         return _split_choices(text)
 
     def _seed(self, row: Mapping[str, Any]) -> str:
@@ -122,11 +128,14 @@ class Template:
         return RenderError(f"template {self.name!r}: {describe(error)}")
 
 
-def _protect(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.replace(SEPARATOR, _PROTECTED) if isinstance(value, str) else value
-        for key, value in row.items()
-    }
+def _protect(row: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """The row's fields as templates see them, and their size."""
+    variables, size = admit(row)
+    for key, value in variables.items():
+        if type(value) is str and SEPARATOR in value:
+            variables[key] = value.replace(SEPARATOR, _PROTECTED)
+            size += measure(variables[key])
+    return variables, size
 
 
 def _split_choices(text: str) -> list[str]:
@@ -146,4 +155,4 @@ def _compile(source: str, truncate: bool = False, highlight: bool = False) -> Pr
 
 @lru_cache(maxsize=8192)
 def _fixed_choices(source: str) -> tuple[str, ...]:
-    return tuple(_split_choices(_compile(source).render({}, str)))
+    return tuple(_split_choices(_compile(source).render({}, 0, str)))
