@@ -23,6 +23,7 @@ from t5x.checkpoints.restoring import require_checkpoint
 from t5x.data.shapes import count_tokens
 from t5x.run import preemption, processes
 from t5x.run.console import console
+from t5x.run.progress import StepProgress
 from t5x.trainer import announcement, memory, preparation
 from t5x.trainer.actions import ActionMode, Judge
 from t5x.trainer.evaluations import Evaluations
@@ -219,7 +220,8 @@ def _take_steps(
     if step < end:
         trainer.compile_train(batch)
     started = time.monotonic()
-    with console.progress(end, first_step, count_tokens(batch)) as progress:
+    bar = console.progress(end, "step", first_step, stays=True)
+    with StepProgress(bar, count_tokens(batch)) as progress:
 
         def after_step(step: int, metrics: trainer_lib.Metrics) -> bool:
             progress.update(step, metrics)

@@ -105,8 +105,7 @@ def _estimate(
     with shared.quiet():
         from t0x.plan import estimate, step
 
-        step.read_run(gin_files, [*bindings, *settings])
-        run = step.arguments()
+        run = step.read_run(gin_files, [*bindings, *settings])
         traced = step.trace(run, place.devices())
         result, text = estimate.estimate(traced, place, settings)
     if dump is not None and text is not None:
@@ -127,8 +126,7 @@ def _sweep(
     with shared.quiet():
         from t0x.plan import step
 
-        step.read_run(gin_files, bindings)
-        batch_size = step.arguments()["train_dataset_cfg"].batch_size
+        batch_size = step.read_run(gin_files, bindings)["train_dataset_cfg"].batch_size
     tried = list(itertools.islice(sweep.candidates(place.chips, batch_size, *axes), limit + 1))
     if not tried:
         raise ValueError(

@@ -6,14 +6,12 @@ needed; `t0x.evaluation.file` is how a file is read, scored and gone on with.
 
 import hashlib
 import os
-import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import gin
 import seqio
 from etils import epath
 
@@ -21,14 +19,16 @@ from t0x import rank_classification
 from t0x.evaluation import encoding, fingerprints, packing
 from t0x.evaluation.file import BAD_ROWS_SHOWN, Ledger, score_file
 from t0x.evaluation.scorer import Scorer
-from t5x import gin_utils, models, partitioning, train_state, utils
+from t5x import models, partitioning, train_state, utils
 from t5x.checkpoints.directories import find_single, get_checkpoint_dir, latest_step
+from t5x.run import settings
 from t5x.run.console import console
 
+# Register tasks, which scoring takes no part in.
+TASK_MODULES = ("t0x.tasks.p3",)
 DEFAULT_LIMITS = {"inputs": 1024, "targets": 256}
 
 
-@gin.configurable(module="t0x.evaluation.command")
 @dataclass(frozen=True)
 class Setup:
     """What a configuration says of scoring.
@@ -72,30 +72,27 @@ def read_setup(checkpoint: str, gin_files: Sequence[str], bindings: Sequence[str
             f"--checkpoint {checkpoint}: there is no {beside}, which training leaves; give the "
             "model by --gin_file"
         )
-    _lend_entry_points()
-    gin_utils.parse_gin_flags(
-        [".", *gin_utils.find_search_paths()],
+    settings.read(
         gin_files or [_local_copy(beside)],
         ["DROPOUT_RATE = 0.0", *bindings],
-        finalize_config=False,
+        without=TASK_MODULES,
     )
-    has = set(re.findall(r"^(\w+) =", gin.config_str(), flags=re.MULTILINE))
-    if "MODEL" not in has:
+    known = settings.macros()
+    if "MODEL" not in known:
         raise ValueError(
             f"{', '.join(gin_files) or beside}: there is no MODEL; give a model's gin file by "
             "--gin_file, like t5x/examples/t5/t5_1_1/small.gin"
         )
-    lines = ["from t0x.evaluation import command", "command.Setup.model = %MODEL"]
-    lines += ["from t5x import partitioning", "command.Setup.partitioner = "]
-    lines[-1] += "@partitioning.PjitPartitioner()"
+    mesh: dict[str, Any] = {}
     if not gin_files and not any("num_partitions" in binding for binding in bindings):
         # The run's mesh is not this machine's.
-        lines += ["partitioning.PjitPartitioner.num_partitions = 1"]
-        lines += ["partitioning.PjitPartitioner.model_parallel_submesh = None"]
-    limits = "%TASK_FEATURE_LENGTHS" if "TASK_FEATURE_LENGTHS" in has else repr(DEFAULT_LIMITS)
-    lines.append(f"command.Setup.limits = {limits}")
-    gin.parse_config("\n".join(["from __gin__ import dynamic_registration", *lines]))
-    return Setup()
+        mesh = {"num_partitions": 1, "model_parallel_submesh": None}
+    has_limits = "TASK_FEATURE_LENGTHS" in known
+    return Setup(
+        model=settings.macro("MODEL"),
+        partitioner=settings.configured(partitioning.PjitPartitioner)(**mesh),
+        limits=(settings.macro("TASK_FEATURE_LENGTHS") if has_limits else None) or DEFAULT_LIMITS,
+    )
 
 
 def _local_copy(file: epath.Path) -> str:
@@ -105,17 +102,6 @@ def _local_copy(file: epath.Path) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".gin", delete=False) as copy:
         copy.write(file.read_text())
     return copy.name
-
-
-def _lend_entry_points() -> None:
-    """Lets run files bind `train_script.train` and its kin, which they find in __main__."""
-    from t5x import eval as eval_lib
-    from t5x import train as train_lib
-
-    main = sys.modules["__main__"]
-    for name, function in (("train", train_lib.train), ("evaluate", eval_lib.evaluate)):
-        if not hasattr(main, name):
-            setattr(main, name, function)
 
 
 def restore(setup: Setup, checkpoint: str) -> tuple[train_state.TrainState, train_state.TrainState]:
@@ -166,10 +152,10 @@ def score_checkpoint(
             "inputs": seqio.Feature(words[0], add_eos=False),
             "targets": seqio.Feature(words[1], add_eos=True),
         },
-        setup.limits or DEFAULT_LIMITS,
+        setup.limits,
     )
     state, axes = restore(setup, checkpoint)
-    settings = {
+    told_apart_by = {
         "checkpoint": fingerprints.of_parameters(state.params),
         "model": _fingerprint(repr(setup.model.module)),
         "vocabulary": _fingerprint(*map(_describe, words)),
@@ -177,7 +163,7 @@ def score_checkpoint(
         "rows of a batch": _fingerprint(f"{rows} over {setup.partitioner.data_mesh_size}"),
     }
     scorer = Scorer(setup.model, setup.partitioner, state, axes, rows=rows)
-    ledger = score_file(data, out, scorer, encoder, settings, overwrite)
+    ledger = score_file(data, out, scorer, encoder, told_apart_by, overwrite)
     _report(ledger, out, encoder)
     if not ledger.examples:
         raise ValueError(f"--data {data}: no row can be scored, see {out}.bad.jsonl")

@@ -20,7 +20,6 @@ import tensorflow as tf
 from t0x import rank_classification
 from t0x.evaluation import encoding, fingerprints, packing
 from t0x.evaluation.token_scores import score_tokens
-from t0x.progress import Progress
 from t0x.rank_classification import Ranking, Target
 from t0x.registration.registry import task_info, task_infos
 from t0x.registration.source import PromptedSource, TaskError
@@ -306,8 +305,8 @@ class RankEvaluator:
         waiting: deque[_Waiting] = deque()
         done = done_before = tasks = 0
         with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(console.progress(total, "examples"))
             stack.enter_context(console.quiet())
-            bar = stack.enter_context(Progress(console.out if show else None, total, "examples"))
             for number, survey in enumerate(self._surveys, start=1):
                 waiting.append(self._pack(survey, survey.name in skipped))
                 last = number == len(self._surveys)

@@ -21,8 +21,8 @@ from typing import IO, Any
 from t0x import rank_classification
 from t0x.evaluation import encoding
 from t0x.evaluation.scorer import Scorer
-from t0x.progress import Progress
 from t5x.run.console import console
+from t5x.run.files import write_whole
 
 BATCHES_PER_WINDOW = 32
 MOST_ROWS_PER_WINDOW = 16_384
@@ -107,9 +107,7 @@ class _Files:
         return Path(f"{self.out}.ledger.json")
 
     def write_ledger(self, ledger: Ledger) -> None:
-        new = Path(f"{self.ledger}.partial")
-        new.write_text(json.dumps(asdict(ledger), indent=1) + "\n", encoding="utf-8")
-        new.replace(self.ledger)
+        write_whole(self.ledger, json.dumps(asdict(ledger), indent=1) + "\n")
 
 
 def score_file(
@@ -229,7 +227,7 @@ def _score_rest(
     out_digest = _digest(files.partial, ledger.out_bytes)
     before = ledger.data_bytes
     size = max(files.data.stat().st_size, 1)
-    with files.data.open("rb") as lines, Progress(console.out, size, "bytes") as bar:
+    with files.data.open("rb") as lines, console.progress(size, "bytes") as bar:
         lines.seek(ledger.data_bytes)
         rows = (
             parse_row(number, line, encoder)

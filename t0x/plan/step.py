@@ -1,86 +1,31 @@
 """The train step of a gin file, traced for devices that are elsewhere and from shapes alone."""
 
-import contextlib
 import dataclasses
-import functools
-import inspect
 import math
 import re
-import sys
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 
-from t5x import gin_utils
-from t5x import train as train_lib
 from t5x.data.shapes import batch_shapes, count_tokens
+from t5x.run import settings
 from t5x.trainer import preparation
 
-# Registers tasks from prompts that need not be installed to plan a run.
+# Register tasks, which planning takes no part in.
 TASK_MODULES = ("t0x.tasks.p3",)
 
 
-def read_run(
-    gin_files: Sequence[str],
-    bindings: Sequence[str] = (),
-    search_paths: Sequence[str] = (".",),
-    with_tasks: bool = False,
-) -> None:
-    """Parses a training run's gin file; P3's tasks are registered only `with_tasks`.
+def read_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments that a training run's gin files give to `t5x.train.train`, defaults included.
 
-    Replaces whatever gin configuration there was.
+    P3's tasks, whose prompts need not be installed to plan a run, are not registered.
 
     Raises:
       FileNotFoundError, ValueError: see `t5x.gin_utils.parse_gin_flags`.
     """
-    gin.clear_config()
-    with _as_train_script(() if with_tasks else TASK_MODULES):
-        gin_utils.parse_gin_flags(
-            [*search_paths, *gin_utils.find_search_paths()],
-            gin_files,
-            bindings,
-            finalize_config=False,
-        )
-
-
-@contextlib.contextmanager
-def _as_train_script(empty: Sequence[str]) -> Iterator[None]:
-    """Gin files bind `__main__.train`: gives them one. Some modules become empty ones."""
-    script = types.ModuleType("__main__")
-    script.train = train_arguments
-    modules = {"__main__": script}
-    modules |= {name: types.ModuleType(name) for name in empty if name not in sys.modules}
-    saved = {name: sys.modules.get(name) for name in modules}
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name, module in saved.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
-
-
-def _train_arguments(**kwargs: Any) -> dict[str, Any]:
-    return kwargs
-
-
-# Has the parameters of t5x.train.train for gin to check bindings against, and returns them.
-train_arguments = functools.wraps(train_lib.train)(_train_arguments)
-
-
-def arguments() -> dict[str, Any]:
-    """The arguments that the parsed gin file gives to `t5x.train.train`, defaults included."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(train_lib.train).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    return defaults | gin.get_configurable(train_arguments)()
+    settings.read(gin_files, bindings, without=TASK_MODULES)
+    return settings.arguments("train")
 
 
 def trace(run: dict[str, Any], devices: Sequence[jax.Device]) -> "Step":
@@ -90,7 +35,7 @@ def trace(run: dict[str, Any], devices: Sequence[jax.Device]) -> "Step":
     feature converter makes.
 
     Args:
-      run: see `arguments`.
+      run: see `read_run`.
       devices: what the mesh is made of.
 
     Raises:

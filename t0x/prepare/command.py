@@ -13,8 +13,8 @@ from t0x.prepare.jobs import Job
 from t0x.prepare.plan import SourcePlan, expect_examples, plan_source
 from t0x.prepare.request import Request
 from t0x.prepare.sources import Source
-from t0x.progress import Progress
 from t5x.data import store
+from t5x.run.progress import Progress
 
 # Jobs a process gets on average: fewer open a dataset less often, more end together.
 _JOBS_PER_PROCESS = 4

@@ -58,9 +58,9 @@ class Request:
 def configure(gin_files: tuple[str, ...], gin_bindings: tuple[str, ...]) -> None:
     """Reads a run's gin files for what they bind and register, once."""
     if gin_files:
-        from t0x.plan import step
+        from t5x.run import settings
 
-        step.read_run(gin_files, gin_bindings, with_tasks=True)
+        settings.read(gin_files, gin_bindings)
 
 
 def register(request: Request) -> None:
@@ -76,12 +76,13 @@ def read_run(gin_files: tuple[str, ...], gin_bindings: tuple[str, ...]) -> dict[
     Builds what the file binds, JAX's devices among it: for a process of its own.
 
     Raises:
-        FileNotFoundError, ValueError: see `t0x.plan.step.read_run`.
+        FileNotFoundError, ValueError: see `t5x.gin_utils.parse_gin_flags`.
     """
     from t0x.plan import step
+    from t5x.run import settings
 
-    step.read_run(gin_files, gin_bindings, with_tasks=True)
-    run = step.arguments()
+    settings.read(gin_files, gin_bindings)
+    run = settings.arguments("train")
     config = run["train_dataset_cfg"]
     return {
         "mixture": config.mixture_or_task_name,

@@ -12,6 +12,7 @@ converted from the ones that hold the same averages:
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,12 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t5x.checkpoints import layer_names
 from t5x.optimizers.factor_rules import Axes, FactorDim, two_largest_axes
 
-_LAYER = re.compile(r"(?P<head>.*/)?(?P<stack>encoder|decoder)/layers_(?P<index>\d+)/(?P<rest>.+)")
-_SCANNED = re.compile(r"(?P<head>.*/)?(?P<stack>encoder|decoder)/(?P=stack)/(?P<rest>.+)")
 _SECOND_MOMENT = re.compile(r"state/param_states/(?P<param>.+)/(?P<field>v|v_row|v_col)")
-_LAYERS_BIAS = re.compile(r"(.*/)?(encoder|decoder)/(\2|layers_\d+)/relpos_bias/.+")
 # Stands for a moment that is not in use.
 _UNUSED = (1,)
 
@@ -78,7 +77,7 @@ class Source:
 
 def name_scalable_t5(paths: Iterable[str]) -> str:
     """Returns what to say of arrays if they are of T5X's scalable_t5, else nothing."""
-    if not any(map(_LAYERS_BIAS.fullmatch, paths)):
+    if not any(map(layer_names.BIAS_OF_A_LAYER.fullmatch, paths)):
         return ""
     return (
         " (it is of T5X's examples/scalable_t5, whose layers each have relative positions of their "
@@ -121,27 +120,23 @@ def _convert(
     moment = _SECOND_MOMENT.fullmatch(path)
     if moment and f"target/{moment['param']}" in wanted:
         return _convert_moment(moment, shape, stored, wanted, factor_map)
-    if match := _SCANNED.fullmatch(path):
+    if match := layer_names.SCANNED.fullmatch(path):
         layers = [stored[name] for name in _layer_paths(match, stored)]
         return _stacked(layers, shape) if layers else None
-    if match := _LAYER.fullmatch(path):
-        scanned = stored.get(_scanned_path(match))
+    if match := layer_names.UNROLLED.fullmatch(path):
+        scanned = stored.get(layer_names.scanned_name(path))
         count = len(_layer_paths(match, wanted))
         return _sliced(scanned, int(match["index"]), shape, count) if scanned else None
     return None
 
 
-def _scanned_path(layer: re.Match[str]) -> str:
-    return f"{layer['head'] or ''}{layer['stack']}/{layer['stack']}/{layer['rest']}"
-
-
 def _layer_paths(match: re.Match[str], paths: Mapping[str, Any]) -> list[str]:
     """Returns the paths of a parameter in each layer of a stack, in the order of the layers."""
-    found = []
-    name = f"{match['head'] or ''}{match['stack']}/layers_{{}}/{match['rest']}".format
-    while name(len(found)) in paths:
-        found.append(name(len(found)))
-    return found
+    names = (
+        (match["head"] or "") + f"{layer_names.layer_name(match['stack'], index)}/{match['rest']}"
+        for index in itertools.count()
+    )
+    return list(itertools.takewhile(paths.__contains__, names))
 
 
 def _layer_axis(scanned: Sequence[int], layer: Sequence[int], count: int) -> int | None:
@@ -252,7 +247,7 @@ def _stack_of(
     """Returns the stack that a parameter of the model is, or is a layer of."""
     path = f"target/{param}"
     rule = factor_map.get(param)
-    if match := _SCANNED.fullmatch(path):
+    if match := layer_names.SCANNED.fullmatch(path):
         layers = _layer_paths(match, stored)
         if not layers:
             return None
@@ -260,8 +255,12 @@ def _stack_of(
         axis = _layer_axis(wanted[path], shape, len(layers))
         if rule is not None and axis is not None:
             rule = (*rule[:axis], *rule[axis + 1 :])
-    elif match := _LAYER.fullmatch(path):
-        layers, scanned, shape = _layer_paths(match, wanted), _scanned_path(match), wanted[path]
+    elif match := layer_names.UNROLLED.fullmatch(path):
+        layers, scanned, shape = (
+            _layer_paths(match, wanted),
+            layer_names.scanned_name(path),
+            wanted[path],
+        )
         axis = scanned in stored and _layer_axis(stored[scanned].shape, shape, len(layers))
     else:
         return None

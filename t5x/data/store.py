@@ -13,13 +13,14 @@ import hashlib
 import io
 import json
 import os
-import threading
 import types
 import typing
 from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
+
+from t5x.run.files import write_whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -179,7 +180,7 @@ def write_entry(directory: str | os.PathLike[str], entry: Entry) -> None:
     """Writes DIR/TASK/SPLIT.json whole."""
     path = place_entry(directory, entry.task, entry.split)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, _to_json(entry))
+    write_whole(path, _to_json(entry))
 
 
 def read_entry(directory: str | os.PathLike[str], task: str, split: str) -> Entry | None:
@@ -196,7 +197,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Non
     """Writes DIR/manifest.json whole."""
     path = epath.Path(directory) / MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, _to_json(manifest))
+    write_whole(path, _to_json(manifest))
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
@@ -232,7 +233,7 @@ def write_lengths(
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(lengths, np.uint32).reshape(-1, 2))
-    _write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
@@ -277,15 +278,6 @@ def hash_file(path: epath.Path) -> str | None:
 def is_local(path: epath.Path) -> bool:
     """Whether a path is not on a bucket."""
     return "://" not in os.fspath(path)
-
-
-def _write_whole(path: epath.Path, content: bytes) -> None:
-    if not is_local(path):  # an object of a bucket appears whole
-        path.write_bytes(content)
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 def _to_json(value: Any) -> bytes:

@@ -17,6 +17,7 @@ from t5x.data.datasets import DatasetConfig
 from t5x.inference.files import Inferences
 from t5x.run import processes
 from t5x.run.console import console, log_ignored
+from t5x.run.files import write_whole
 from t5x.run.progress import format_seconds
 
 
@@ -201,9 +202,7 @@ class Output:
             logging.warning("%s has chunks of unknown origin: done again", self.chunks)
             self.chunks.rmtree()
         self.chunks.mkdir(parents=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted))
-        partial.replace(file)
+        write_whole(file, json.dumps(wanted))
 
     def count_chunks(self) -> int:
         """Number of chunks, from the first on, that are done."""

@@ -13,6 +13,8 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
+from t5x.run.files import written_whole
+
 # (results by row, auxiliary values by name and row)
 Inferences = tuple[Sequence[Any], Mapping[str, Any]]
 MODES = ("predict", "predict_with_aux", "score")
@@ -207,9 +209,8 @@ def merge_chunks_to_file(
     expected = [f"{output_fname}-chunk{i:05}" for i in range(len(chunks))]
     if not chunks or [chunk.name for chunk in chunks] != expected:
         raise FileNotFoundError(f"{tmp_dir} lacks chunks of {output_fname}: it has {len(chunks)}")
-    partial = epath.Path(output_dir) / f"{output_fname}.partial"
-    with partial.open("wb") as merged:
+    whole = written_whole(epath.Path(output_dir) / output_fname)
+    with whole as partial, partial.open("wb") as merged:
         for chunk in chunks:
             with chunk.open("rb") as file:
                 shutil.copyfileobj(file, merged)
-    partial.replace(epath.Path(output_dir) / output_fname)

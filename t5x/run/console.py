@@ -5,7 +5,6 @@ import faulthandler
 import os
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import TypeVar
 
 import jax
 import rich.console
-import rich.progress
 import rich.table
 from absl import logging
 from rich.text import Text
 
-from t5x.run.progress import PLAIN_LINE_PERIOD, Progress, format_seconds
+from t5x.run.progress import Progress
 
 Item = TypeVar("Item")
 _ignored: set[str] = set()
@@ -104,18 +102,14 @@ class Console:
         if jax.process_index() == 0:
             self._out.print(table)
 
-    def progress(self, total: int, start: int, tokens_per_step: int) -> "Progress":
-        """A progress line over steps `start` to `total`."""
-        return Progress(self._out, total, start, tokens_per_step)
-
-    @property
-    def out(self) -> rich.console.Console:
-        """The terminal itself, for displays of other packages."""
-        return self._out
+    def progress(self, total: int, noun: str, start: int = 0, stays: bool = False) -> Progress:
+        """How far something long is; shown by process 0, unless `quiet`."""
+        shows = jax.process_index() == 0 and not self._quiet
+        return Progress(self._out if shows else None, total, noun, start, stays)
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Lets `track` show nothing inside: the caller shows the larger whole."""
+        """Lets no progress be shown inside: the caller shows the larger whole."""
         before, self._quiet = self._quiet, True
         try:
             yield
@@ -124,36 +118,10 @@ class Console:
 
     def track(self, items: Iterable[Item], total: int, name: str) -> Iterator[Item]:
         """Passes items on while showing how many of `total` are done, where that takes long."""
-        if self._quiet:
-            yield from items
-            return
-        bar = None
-        if self._out.is_terminal and jax.process_index() == 0:
-            bar = rich.progress.Progress(
-                rich.progress.TextColumn(
-                    "{task.description} {task.completed:.0f}/{task.total:.0f}"
-                ),
-                rich.progress.BarColumn(),
-                rich.progress.TimeRemainingColumn(),
-                console=self._out,
-                transient=True,
-            )
-            bar.start()
-            task = bar.add_task(name, total=total)
-        started = shown = time.monotonic()
-        try:
+        with self.progress(total, name) as progress:
             for done, item in enumerate(items, start=1):
                 yield item
-                now = time.monotonic()
-                if bar:
-                    bar.update(task, completed=done)
-                elif now - shown >= PLAIN_LINE_PERIOD:
-                    left = format_seconds((now - started) / done * (total - done))
-                    self.say(f"{name} {done}/{total}  {left} left")
-                    shown = now
-        finally:
-            if bar:
-                bar.stop()
+                progress.update(done)
 
     def usage_error(self, message: str) -> None:
         """Says what is wrong with the command line."""

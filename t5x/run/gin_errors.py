@@ -36,7 +36,7 @@ def explain(message: str) -> str:
         text = f"%{match['name']} is not set; give --gin.{match['name']}=VALUE"
         return _complain(text, match["name"], bound_macros(), message)
     if _REQUIRED_MACRO.search(message):
-        names = [name for name, value in bound_macros().items() if _is_required(value)]
+        names = [name for name, value in bound_macros().items() if is_required(value)]
         are = "is" if len(names) == 1 else "are"
         return f"{', '.join(names)} {are} not set; give " + " ".join(
             f"--gin.{name}=VALUE" for name in names
@@ -71,7 +71,7 @@ def bound_macros() -> dict[str, object]:
     }
 
 
-def _is_required(value: object) -> bool:
+def is_required(value: object) -> bool:
     """Whether a macro's value is `%gin.REQUIRED`, which gin keeps as a reference to a constant."""
     return isinstance(value, gin.config.ConfigurableReference) and (
         value.scoped_selector == "gin.REQUIRED/gin.constant"

@@ -1,82 +1,145 @@
-"""How far a run is: a bar in a terminal, a plain line now and then elsewhere."""
+"""How far a long job is: a bar in a terminal, a plain line now and then elsewhere."""
 
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import rich.console
+import rich.errors
 import rich.progress
-import rich.table
 from rich.text import Text
 
 PLAIN_LINE_PERIOD = 10.0
-_REFRESH_PERIOD = 0.5
+BAR_PERIOD = 0.1
 
 
 class Progress:
-    """Step, loss, tokens per second and time left; a bar in a terminal, plain lines elsewhere.
+    """Counts up to a total and tells how long the rest will take.
 
-    Loss is read one step behind, so that showing it never waits for the devices.
+    Where another live display is on the console already, this one keeps to plain lines above it.
+
+    Args:
+      console: where to show it; None shows nothing.
+      total: how many there are.
+      noun: what they are called.
+      start: how many are done already.
+      stays: whether a bar is left on the terminal at the end.
     """
 
     def __init__(
-        self, console: rich.console.Console, total: int, start: int, tokens_per_step: int
+        self,
+        console: rich.console.Console | None,
+        total: int,
+        noun: str,
+        start: int = 0,
+        stays: bool = False,
     ) -> None:
-        self._console = console
-        self._total, self._tokens_per_step = total, tokens_per_step
-        self._silent = jax.process_index() != 0
-        self._previous: tuple[int, Mapping[str, Any]] | None = None
-        self._first: tuple[int, float] | None = None
-        self._shown = time.monotonic()
+        self._console, self._total, self._noun = console, total, noun
+        self._stays = stays
         self._bar: rich.progress.Progress | None = None
-        if console.is_terminal and not self._silent:
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                rich.progress.BarColumn(),
-                rich.progress.TextColumn("{task.fields[facts]}"),
-                rich.progress.TimeRemainingColumn(),
-                console=console,
-                transient=False,
-            )
-            self._task = self._bar.add_task("", total=total, completed=start, facts="")
+        self.count_from(start)
 
     def __enter__(self) -> "Progress":
-        if self._bar:
-            self._bar.start()
+        if self._console is not None and self._console.is_terminal:
+            bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.fields[facts]}"),
+                rich.progress.BarColumn(),
+                console=self._console,
+                transient=not self._stays,
+                auto_refresh=False,  # no thread of its own: who shows it may fork
+            )
+            try:
+                bar.start()
+            except rich.errors.LiveError:
+                return self
+            self._bar = bar
+            self._task = bar.add_task("", total=self._total, completed=self._start, facts="")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._previous and not self._silent and exc_info[0] is None:
-            self._show(*self._previous)
         if self._bar:
             self._bar.stop()
 
+    def count_from(self, done: int) -> None:
+        """Takes this moment, when `done` are done, as the one that speed is reckoned from."""
+        self._start = done
+        self._started = self._shown = time.monotonic()
+
+    def speed(self, done: int) -> float:
+        """How many a second, since the moment that speed is reckoned from."""
+        return (done - self._start) / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to show something again."""
+        period = BAR_PERIOD if self._bar else PLAIN_LINE_PERIOD
+        return self._console is not None and time.monotonic() - self._shown >= period
+
+    def update(
+        self, done: int, done_before: int = 0, note: str = "", at_once: bool = False
+    ) -> None:
+        """Shows how many are done, if it is time to.
+
+        Args:
+          done: how many.
+          done_before: those of them that were no work, and do not count for the speed.
+          note: said beside it.
+          at_once: show it whatever the time.
+        """
+        if self._console is None or not (
+            at_once or self.is_due or (self._bar and done >= self._total)
+        ):
+            return
+        self._shown = time.monotonic()
+        facts = f"{self._noun} {done:,}/{self._total:,}"
+        if note:
+            facts += f"  {note}"
+        speed = self.speed(done - done_before)
+        if speed > 0:
+            facts += f"  {format_seconds((self._total - done) / speed)} left"
+        if self._bar:
+            self._bar.update(self._task, completed=done, facts=facts, refresh=True)
+        else:
+            self._console.print(Text(facts))
+
+
+class StepProgress:
+    """Step, loss, tokens per second and time left of a training run.
+
+    Loss is read one step behind, so that showing it never waits for the devices.
+
+    Args:
+      progress: where to show it.
+      tokens_per_step: token slots of a batch.
+    """
+
+    def __init__(self, progress: Progress, tokens_per_step: int) -> None:
+        self._progress, self._tokens_per_step = progress, tokens_per_step
+        self._previous: tuple[int, Mapping[str, Any]] | None = None
+
+    def __enter__(self) -> "StepProgress":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._previous and exc_info[0] is None:
+            self._show(*self._previous)
+        self._progress.__exit__(*exc_info)
+
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes note of a dispatched step and, now and then, shows the one before."""
-        now = time.monotonic()
-        if self._first is None:
-            # The first step holds warm-up; rates count from its end.
-            self._first = (step, now)
-        period = _REFRESH_PERIOD if self._bar else PLAIN_LINE_PERIOD
-        if self._previous and not self._silent and now - self._shown >= period:
+        if self._previous is None:
+            # The first step holds warm-up; speed is reckoned from its end.
+            self._progress.count_from(step)
+        elif self._progress.is_due:
             self._show(*self._previous)
-            self._shown = now
         self._previous = (step, metrics)
 
     def _show(self, step: int, metrics: Mapping[str, Any]) -> None:
         loss = float(metrics["loss_per_nonpadding_target_token"].compute())
-        first_step, first_time = self._first or (step, time.monotonic())
-        elapsed = time.monotonic() - first_time
-        rate = (step - first_step) / elapsed if elapsed > 0 else 0.0
-        facts = f"loss {loss:.4f}"
-        if rate:
-            facts += f"  {format_count(rate * self._tokens_per_step)} tokens/s"
-        if self._bar:
-            self._bar.update(self._task, completed=step, facts=facts)
-            return
-        left = format_seconds((self._total - step) / rate) if rate else "?"
-        self._console.print(Text(f"step {step}/{self._total}  {facts}  {left} left"))
+        rate = self._progress.speed(step) * self._tokens_per_step
+        note = f"loss {loss:.4f}" + (f"  {format_count(rate)} tokens/s" if rate else "")
+        self._progress.update(step, note=note, at_once=True)
 
 
 def format_count(value: float) -> str:

@@ -4,13 +4,13 @@ import ast
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from t5x.checkpoints import layer_names
 from t5x.checkpoints.convert.importing import KEPT_DIRECTORY, TOKENIZER_FILES
 from t5x.checkpoints.convert.settings import read_gin
 from t5x.checkpoints.convert.summary import Summary, Track, no_progress
@@ -32,7 +32,6 @@ MAX_FILE_BYTES = 5_000_000_000
 _BLOCK_BYTES = 1 << 22
 GENERATION_KEYS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 _GATED_GELU = ("gelu", "linear")
-_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 
 
 def export_model(
@@ -138,8 +137,8 @@ def _size_of(parameters: Mapping[str, StoredArray], checkpoint: str) -> ModelSiz
     joined = shape(f"encoder/layers_0/{queries}", f"encoder/encoder/{queries}")[-1]
     counts = []
     for stack in ("encoder", "decoder"):
-        layers = [match for match in map(_LAYER.fullmatch, parameters) if match]
-        numbers = [int(match[2]) for match in layers if match[1] == stack]
+        layers = [match for match in map(layer_names.UNROLLED.fullmatch, parameters) if match]
+        numbers = [int(match["index"]) for match in layers if match["stack"] == stack]
         norm = "pre_mlp_layer_norm/scale"
         scales = math.prod(shape(f"{stack}/{stack}/{norm}", f"{stack}/layers_0/{norm}"))
         counts.append(max(numbers) + 1 if numbers else scales // emb_dim)
@@ -170,9 +169,7 @@ def _plan(
     plan: dict[str, list[Weight]] = {}
     missing, misshapen = [], []
     for path, weight in wanted.items():
-        match = _LAYER.fullmatch(path)
-        scanned = f"{match[1]}/{match[1]}/{match[3]}" if match else path
-        found = path if path in parameters else scanned
+        found = path if path in parameters else layer_names.scanned_name(path)
         if found not in parameters:
             missing.append(f"target/{path}")
             continue

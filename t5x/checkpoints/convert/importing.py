@@ -13,6 +13,7 @@ from t5x.checkpoints.convert.summary import Summary, Track, no_progress
 from t5x.checkpoints.formats.huggingface import HuggingFaceArrays
 from t5x.checkpoints.formats.orbax import CheckpointWriter
 from t5x.checkpoints.formats.storage import is_url
+from t5x.checkpoints.layer_names import scanned_name
 
 # Beside the checkpoints, so that exporting gives them back.
 KEPT_DIRECTORY = "huggingface"
@@ -24,7 +25,6 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 _KEPT_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 # T5X's param_scan_axis.
 SCAN_AXIS = 1
 
@@ -87,9 +87,9 @@ def _write(
     layers: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for path in contents.arrays:
         if path[0] == "target":
-            match = _LAYER.fullmatch("/".join(path[1:])) if scanned else None
-            name = f"{match[1]}/{match[1]}/{match[3]}" if match else "/".join(path[1:])
-            layers.setdefault(("target", *name.split("/")), []).append(path)
+            name = "/".join(path)
+            name = scanned_name(name) if scanned else name
+            layers.setdefault(tuple(name.split("/")), []).append(path)
     for path, parts in layers.items():
         first = contents.arrays[parts[0]]
         shape, axis = first.shape, None

@@ -7,11 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from t5x.checkpoints import layer_names
 from t5x.checkpoints.directories import all_dataset_checkpoint_steps, all_steps, get_checkpoint_dir
 from t5x.checkpoints.formats.stores import Arrays, find_format, open_checkpoint
 
-_SCANNED = re.compile(r"target/(encoder|decoder)/\1/.+")
-_UNROLLED = re.compile(r"target/(encoder|decoder)/layers_\d+/.+")
 _DIGEST_BYTES = 1 << 24
 
 
@@ -90,14 +89,15 @@ def inspect_checkpoint(path: str, *, with_digests: bool = False) -> CheckpointFa
     )
     names = [array.path for array in arrays]
     has_step = ("state", "step") in contents.arrays
-    layouts = [("scanned", _SCANNED), ("unrolled", _UNROLLED)]
+    weights = [name for name in names if name.startswith("target/")]
+    layouts = [("scanned", layer_names.SCANNED), ("unrolled", layer_names.UNROLLED)]
     directory, name = os.path.split(path.rstrip("/"))
     number = re.fullmatch(r".*_(\d+)", name)
     return CheckpointFacts(
         path=path,
         format=find_format(path) or "",
         step=int(contents.read(("state", "step"))) if has_step else None,
-        layout=next((kind for kind, like in layouts if any(map(like.match, names))), "other"),
+        layout=next((kind for kind, like in layouts if any(map(like.fullmatch, weights))), "other"),
         parameters=sum(math.prod(x.shape) for x in arrays if x.path.startswith("target/")),
         has_optimizer=any(name.startswith("state/param_states/") for name in names),
         has_dataset=bool(

@@ -13,6 +13,7 @@ import numpy as np
 
 from t5x.checkpoints.formats.safetensors import INDEX_FILE, SINGLE_FILE, TensorFiles
 from t5x.checkpoints.formats.storage import Directory
+from t5x.checkpoints.layer_names import layer_name
 from t5x.checkpoints.layouts import StoredArray
 
 CONFIG_FILE = "config.json"
@@ -170,7 +171,7 @@ def weights(size: ModelSize) -> dict[str, Weight]:
         )
         for layer in range(count):
             for path, weight in _layer(stack, size).items():
-                found[f"{stack}/layers_{layer}/{path}"] = dataclasses.replace(
+                found[f"{layer_name(stack, layer)}/{path}"] = dataclasses.replace(
                     weight, name=f"{stack}.block.{layer}.{weight.name}"
                 )
     return found

@@ -16,6 +16,7 @@ from etils import epath
 
 from t5x.checkpoints import layouts
 from t5x.checkpoints.formats.storage import Directory
+from t5x.checkpoints.layer_names import layer_name
 from t5x.checkpoints.layouts import StoredArray, TargetArray
 
 _INDEX_FILE = re.compile(r"(?P<name>.+-(?P<step>[0-9]+))\.index")
@@ -91,7 +92,7 @@ def _translate_block(name: str) -> str | None:
     if match is None:
         return None
     stack, block, layer, of = match["stack"], int(match["block"]), int(match["layer"]), match["of"]
-    path = f"{stack}/layers_{block}"
+    path = layer_name(stack, block)
     if of == "SelfAttention/relative_attention_bias":
         # A stack that shares its bias has it in the first block.
         return f"{stack if block == 0 else path}/relpos_bias/rel_embedding"

@@ -134,8 +134,7 @@ def test_p3_run_is_read_without_prompts_or_vocabulary(clean_gin, monkeypatch, tm
     monkeypatch.setenv("T0X_CACHE_DIR", str(tmp_path))  # neither prompts nor vocabulary there
     monkeypatch.delenv("T0X_DATA_DIR", raising=False)
     before = sys.modules.get("t0x.tasks.p3"), sys.modules["__main__"]
-    step.read_run(["t0_3b.gin"])
-    run = step.arguments()
+    run = step.read_run(["t0_3b.gin"])
     assert (sys.modules.get("t0x.tasks.p3"), sys.modules["__main__"]) == before
     assert run["train_dataset_cfg"].batch_size == 1024
     assert step.count_steps(run) == 12_200
@@ -144,8 +143,7 @@ def test_p3_run_is_read_without_prompts_or_vocabulary(clean_gin, monkeypatch, tm
 @pytest.mark.parametrize("preset", ["v4", "v5e", "v5p", "v6e", "one_gpu"])
 def test_presets_of_slices_go_after_a_runs_own_file(clean_gin, preset):
     name = "one_gpu.gin" if preset == "one_gpu" else f"slice_{preset}.gin"
-    step.read_run(["t0_11b.gin", name])
-    partitioner = step.arguments()["partitioner"]
+    partitioner = step.read_run(["t0_11b.gin", name])["partitioner"]
     sharded = dict(partitioner.logical_axis_rules)["embed"]
     assert sharded == (None if preset == "one_gpu" else ("data", "model"))
 
