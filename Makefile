@@ -1,7 +1,7 @@
 # make demo   installs into .venv, trains and evaluates mini-P3, writes runs/t0_mini/report.html
 # make test   installs into .venv and runs every test
 # make faults injects every fault into real runs and prints what was lost
-# make lint   checks style, formatting and the direction of imports
+# make lint   checks style, formatting, the direction of imports and types
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,7 @@ lint: .venv/.with-test
 	@$(BIN)/ruff format --check .
 	@rm -rf build/installed && $(BIN)/python setup.py -q build_py --build-lib build/installed
 	@cd build/installed && PYTHONPATH=../.. ../../$(BIN)/lint-imports --no-cache ../../pyproject.toml
+	@$(BIN)/pyrefly check --output-format min-text
 
 clean:
 	rm -rf .venv build *.egg-info runs

@@ -43,6 +43,7 @@ EXTRAS = {
         "kubernetes-validate>=1.29",
         "ruff>=0.9,<1",
         "import-linter>=2.17,<3",
+        "pyrefly>=1.4,<2",
     ],
 }
 
@@ -57,7 +58,7 @@ setup(
     packages=PACKAGES,
     package_dir=PACKAGE_DIR,
     package_data={
-        "": ["*.pyi"],
+        "": ["*.pyi", "py.typed"],
         "t0x.gin": ["*.gin"],
         "t0x.report": ["*.html", "*.css", "*.js", "*.csv"],
         "t0x.tasks": ["*.csv", "vocabularies/*", "prompts/**/*.yaml"],

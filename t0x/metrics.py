@@ -12,6 +12,7 @@ adds others.
 import collections
 import re
 import string
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,7 +22,8 @@ _Function = TypeVar("_Function", bound=MetricFunction)
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_SPACED_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`_", " "))
+_MARKS = string.punctuation + "‘’´`_"
+_SPACED_PUNCTUATION = str.maketrans(_MARKS, " " * len(_MARKS))
 # What a prediction that is no number counts as, t5's default.
 NO_NUMBER = -1.0
 
@@ -149,13 +151,14 @@ def bleu(targets: Sequence[Any], predictions: Sequence[str]) -> dict[str, float]
     answers = [list(map(str, several)) for several in _answers(targets)]
     # sacrebleu wants one list a reference, as long as the corpus; None where a row has fewer.
     most = max(map(len, answers))
-    references = [[a[i] if i < len(a) else None for a in answers] for i in range(most)]
+    # Its annotations leave out the None that it documents.
+    references: list[Any] = [[a[i] if i < len(a) else None for a in answers] for i in range(most)]
     score = sacrebleu.corpus_bleu(list(map(str, predictions)), references, tokenize="intl")
     return {"bleu": score.score}
 
 
 @register_metric("ROUGE")
-def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+def rouge(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Mean ROUGE-1, -2 and -L (of sentences) F1 by rouge-score.
 
     t5 reports the middle of a bootstrap, which is this mean up to its random sampling.
@@ -173,7 +176,7 @@ def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float
 
 
 @register_metric("Edit Distance")
-def edit_distance(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+def edit_distance(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Levenshtein distance between the lower-case words of target and prediction."""
     import statistics
 
@@ -200,8 +203,7 @@ def pearson(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, flo
     """Pearson's correlation; NaN where either side is constant."""
     import scipy.stats
 
-    value = scipy.stats.pearsonr(_numbers(targets), _numbers(predictions))[0]
-    return {"pearson_corrcoef": 100 * float(value)}
+    return {"pearson_corrcoef": _correlation(scipy.stats.pearsonr, targets, predictions)}
 
 
 @register_metric("Spearman Correlation")
@@ -209,8 +211,18 @@ def spearman(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, fl
     """Spearman's rank correlation; NaN where either side is constant."""
     import scipy.stats
 
-    value = scipy.stats.spearmanr(_numbers(targets), _numbers(predictions))[0]
-    return {"spearman_corrcoef": 100 * float(value)}
+    return {"spearman_corrcoef": _correlation(scipy.stats.spearmanr, targets, predictions)}
+
+
+def _correlation(
+    measure: Callable[..., Any], targets: Sequence[Any], predictions: Sequence[Any]
+) -> float:
+    """In percent."""
+    import scipy.stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+        return 100 * float(measure(_numbers(targets), _numbers(predictions))[0])
 
 
 @register_metric("Mean Squared Error")

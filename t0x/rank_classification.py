@@ -108,7 +108,7 @@ def postprocess(
     score: Any, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> Any:
     """Postprocessor for `metric`: a target becomes a `Target`, a score stays as it is."""
-    if not is_target:
+    if not is_target or example is None:
         return score
     row, position = (int(place) for place in example["idx"])
     return Target(

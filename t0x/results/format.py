@@ -16,12 +16,13 @@ Paths are texts, as a log directory may be in a bucket. Nothing here reads or wr
 import dataclasses
 import json
 import math
+import operator
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 FOLDER = "rank_classification"
 LOG_FOLDER = "inference_eval"  # in the evaluation's output directory; T5X's name
@@ -150,6 +151,11 @@ class Overview:
         return json.dumps(record, ensure_ascii=False, indent=1) + "\n"
 
 
+def known_step(step: SupportsIndex | None) -> int:
+    """The step as files have it."""
+    return NO_STEP if step is None else operator.index(step)
+
+
 def log_dir_of(output_dir: str | os.PathLike[str]) -> str:
     """Where the evaluation that writes to OUTPUT logs to."""
     return os.path.join(output_dir, LOG_FOLDER)
@@ -160,24 +166,24 @@ def run_dir_of(log_dir: Path) -> Path:
     return log_dir.parent if log_dir.name == LOG_FOLDER else log_dir
 
 
-def step_dir(log_dir: str | os.PathLike[str], step: int | None) -> str:
+def step_dir(log_dir: str | os.PathLike[str], step: SupportsIndex | None) -> str:
     """Folder of the results of a step; None: no step is known."""
-    return os.path.join(log_dir, FOLDER, str(NO_STEP if step is None else int(step)))
+    return os.path.join(log_dir, FOLDER, str(known_step(step)))
 
 
-def examples_path(log_dir: str | os.PathLike[str], step: int | None, task: str) -> str:
+def examples_path(log_dir: str | os.PathLike[str], step: SupportsIndex | None, task: str) -> str:
     """The file of a task's examples."""
     return os.path.join(step_dir(log_dir, step), f"{task}.jsonl")
 
 
-def summary_path(log_dir: str | os.PathLike[str], step: int | None, task: str) -> str:
+def summary_path(log_dir: str | os.PathLike[str], step: SupportsIndex | None, task: str) -> str:
     """The file of a task's summary."""
     return os.path.join(step_dir(log_dir, step), f"{task}.json")
 
 
-def overview_path(log_dir: str | os.PathLike[str], step: int | None, mixture: str) -> str:
+def overview_path(log_dir: str | os.PathLike[str], step: SupportsIndex | None, mixture: str) -> str:
     """The file that sums up an evaluation."""
-    return f"{os.path.join(log_dir, FOLDER, mixture)}-{NO_STEP if step is None else int(step)}.json"
+    return f"{os.path.join(log_dir, FOLDER, mixture)}-{known_step(step)}.json"
 
 
 def parse_step(name: str) -> int | None:

@@ -152,7 +152,7 @@ class ResultsLogger(seqio.Logger):
             chance=rank_classification.chance(ranked),
             skipped=skipped,
             near_ties=rank_classification.near_ties(ranked),
-            step=format.NO_STEP if step is None else int(step),
+            step=format.known_step(step),
             split=split,
             packed=packed,
             fingerprint=fingerprint,

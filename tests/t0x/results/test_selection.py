@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from orbax.checkpoint._src.path import gcs_utils
 
 from t0x.cli import shared
 from t0x.cli.select import select
@@ -23,7 +22,9 @@ def summary(task, step, accuracy, examples=10):
 def make_run(folder, kept, results):
     """A run with checkpoints at steps `kept` and accuracies {step: {task: accuracy}}."""
     for step in kept:
-        (folder / f"checkpoint_{step}").mkdir(parents=True)
+        state = folder / f"checkpoint_{step}/state"
+        state.mkdir(parents=True)
+        (state / "_METADATA").touch()
     for step, found in results.items():
         place = folder / "inference_eval/rank_classification" / str(step)
         place.mkdir(parents=True)
@@ -56,15 +57,14 @@ def test_ties_go_to_the_earlier_checkpoint(tmp_path):
     assert selection.choose(selection.read_candidates(run, TASKS)).step == 10
 
 
-def test_a_checkpoint_that_is_half_written_is_not_chosen(run, monkeypatch):
-    """In a bucket a directory has its final name from the start; a marker says it is complete."""
-    monkeypatch.setattr(gcs_utils, "is_gcs_path", lambda path: True)
-    for step in (100, 400):
-        (run / f"checkpoint_{step}/commit_success.txt").touch()
+def test_a_checkpoint_that_is_half_written_is_not_chosen(run):
+    """As on object stores, where a directory has its final name from the start."""
+    last = run / "checkpoint_200/state/_METADATA"
+    last.unlink()
     candidates = selection.read_candidates(run, TASKS)
     assert [one.step for one in candidates if one.kept] == [100, 400]
     assert selection.choose(candidates) is None  # 200 has the best results of those with both
-    (run / "checkpoint_200/commit_success.txt").touch()
+    last.touch()
     assert selection.choose(selection.read_candidates(run, TASKS)).step == 200
 
 
