@@ -36,6 +36,12 @@ def convert(
         bool,
         typer.Option("--allow_pickle", help="Read pytorch_model.bin, by torch's safe loader."),
     ] = False,
+    allow_non_finite: Annotated[
+        bool,
+        typer.Option(
+            "--allow_non_finite", help="Take weights that are NaN or infinite, or become it."
+        ),
+    ] = False,
 ) -> None:
     """Convert a T5 v1.1 model; which way, SRC decides. One array is in memory at a time.
 
@@ -53,10 +59,10 @@ def convert(
         raise ValueError("t0x convert takes SRC and DST; give --average to average several SRC")
     for source in sources:
         _require_model(source)
-    track = _track
+    common = {"allow_non_finite": allow_non_finite, "track": _track}
     kind = np.dtype(_dtype(dtype)) if dtype else None
     if average:
-        summary = conversion.average(sources, destination, dtype=kind, track=track)
+        summary = conversion.average(sources, destination, dtype=kind, **common)
     elif find_format(sources[0]) == "huggingface":
         from t5x.checkpoints.convert.pickled import PickledTensors
 
@@ -67,7 +73,7 @@ def convert(
             dtype=kind,
             scanned=scanned,
             open_pickled=PickledTensors if allow_pickle else None,
-            track=track,
+            **common,
         )
     else:
         summary = conversion.export_model(
@@ -76,7 +82,7 @@ def convert(
             dtype=kind,
             max_file_bytes=_bytes(max_file_size),
             vocabulary=vocabulary,
-            track=track,
+            **common,
         )
     count = f"{summary.parameters:,} parameters in {summary.arrays} arrays"
     typer.echo(f"wrote {summary.path}: {count}")

@@ -1,13 +1,13 @@
 """The mean of several checkpoints of one model, as a checkpoint."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from t5x.checkpoints.convert.finite import require_finite
 from t5x.checkpoints.convert.importing import KEPT_DIRECTORY
 from t5x.checkpoints.convert.summary import Summary, Track, no_progress
 from t5x.checkpoints.directories import find_checkpoint
@@ -15,6 +15,7 @@ from t5x.checkpoints.formats.huggingface import shown
 from t5x.checkpoints.formats.orbax import CheckpointWriter
 from t5x.checkpoints.formats.storage import is_url
 from t5x.checkpoints.formats.stores import Arrays, find_format, open_checkpoint
+from t5x.run.files import write_files
 
 _STEP = ("state", "step")
 
@@ -24,6 +25,7 @@ def average(
     destination: str,
     *,
     dtype: np.dtype | None = None,
+    allow_non_finite: bool = False,
     track: Track = no_progress,
 ) -> Summary:
     """Writes the mean of the parameters of checkpoints; its step is the latest of theirs.
@@ -36,12 +38,13 @@ def average(
       sources: checkpoints of any format, of one model.
       destination: MODEL_DIR, or MODEL_DIR/checkpoint_N.
       dtype: of the result; the first one's if None. Sums are float32.
+      allow_non_finite: take NaN and infinite numbers, and those that `dtype` cannot hold.
       track: shows progress over the arrays.
 
     Raises:
       FileExistsError: `destination` exists.
       FileNotFoundError: a source is no checkpoint.
-      ValueError: names or shapes differ.
+      ValueError: names or shapes differ, or a weight is no number.
     """
     found = [find_checkpoint(source) for source in sources]
     opened = [open_checkpoint(checkpoint) for checkpoint in found]
@@ -52,6 +55,7 @@ def average(
     step = max(int(contents.read(_STEP)) for contents in opened if _STEP in contents.arrays)
     if not os.path.basename(destination.rstrip("/")).startswith("checkpoint_"):
         destination = os.path.join(destination, f"checkpoint_{step}")
+    settings = _read_settings(found[0], os.path.dirname(destination))
     writer = CheckpointWriter(destination)
     try:
         writer.create(_STEP, (), np.dtype(np.int32))
@@ -60,7 +64,12 @@ def average(
             writer.create(path, first.arrays[path].shape, dtype or first.arrays[path].dtype)
         for path in track(paths):
             for index in _blocks(first, path):
-                writer.write(path, _mean(opened, path, index), index)
+                mean = _mean(opened, path, index)
+                if not allow_non_finite:
+                    require_finite("/".join(path[1:]), mean, dtype or first.arrays[path].dtype)
+                writer.write(path, mean, index)
+        writer.complete()
+        write_files(settings)
         writer.close()
     except BaseException:
         writer.abandon()
@@ -72,21 +81,25 @@ def average(
             "optimizer state is left out of an average: evaluation needs none, and training that "
             "starts from it makes a new one"
         )
-    if not _copy_settings(found[0], os.path.dirname(destination)):
+    if not os.path.exists(os.path.join(os.path.dirname(destination), "config.gin")):
         notes.append(f"no config.gin came along from {sources[0]}: name the model's gin file")
     return Summary(destination, total, len(paths), notes)
 
 
-def _copy_settings(checkpoint: str, model_dir: str) -> bool:
-    """Copies config.gin, and what the model was imported with; tells whether there is one now."""
+def _read_settings(checkpoint: str, model_dir: str) -> dict[Path, bytes]:
+    """config.gin, and what the model was imported with, by where they are to be."""
     if is_url(checkpoint) or is_url(model_dir) or find_format(checkpoint) == "huggingface":
-        return False
+        return {}
     source, destination = Path(checkpoint).parent, Path(model_dir)
-    for name in ("config.gin", KEPT_DIRECTORY):
-        if (source / name).exists() and not (destination / name).exists():
-            copy = shutil.copytree if (source / name).is_dir() else shutil.copy
-            copy(source / name, destination / name)
-    return (destination / "config.gin").exists()
+    kept = sorted((source / KEPT_DIRECTORY).glob("*"))
+    if (destination / KEPT_DIRECTORY).exists():
+        kept = []
+    files = [source / "config.gin", *kept]
+    return {
+        destination / file.relative_to(source): file.read_bytes()
+        for file in files
+        if file.is_file() and not (destination / file.relative_to(source)).exists()
+    }
 
 
 def _check_same(name: str, first: Arrays, other_name: str, other: Arrays) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from t5x.checkpoints import layer_names
+from t5x.checkpoints.convert.finite import require_finite
 from t5x.checkpoints.convert.importing import KEPT_DIRECTORY, TOKENIZER_FILES
 from t5x.checkpoints.convert.settings import read_gin
 from t5x.checkpoints.convert.summary import Summary, Track, no_progress
@@ -41,6 +42,7 @@ def export_model(
     dtype: np.dtype | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
     vocabulary: str | None = None,
+    allow_non_finite: bool = False,
     track: Track = no_progress,
 ) -> Summary:
     """Writes the parameters of a checkpoint as a Hugging Face directory.
@@ -52,12 +54,14 @@ def export_model(
       max_file_bytes: how much goes into one safetensors file.
       vocabulary: SentencePiece model to make the tokenizer from; None takes what the model was
         imported with, or what its config.gin names.
+      allow_non_finite: take NaN and infinite numbers, and those that `dtype` cannot hold.
       track: shows progress over the arrays.
 
     Raises:
       FileExistsError: `destination` exists.
       FileNotFoundError: there is no such checkpoint.
-      ValueError: it holds no T5 v1.1 model; the message says what differs.
+      ValueError: it holds no T5 v1.1 model, and the message says what differs; or a weight is no
+        number.
     """
     if os.path.exists(destination):
         raise FileExistsError(f"{destination} exists; remove it or choose another DST")
@@ -85,7 +89,7 @@ def export_model(
         _check_space(written, sum(math.prod(shape) * x.itemsize for shape, x in tensors.values()))
         files = TensorFilesWriter(written, tensors, max_file_bytes)
         for path in track(list(plan)):
-            _write_array(contents, parameters[path], plan[path], files)
+            _write_array(contents, parameters[path], plan[path], files, allow_non_finite)
         files.close()
         kept = Path(os.path.dirname(checkpoint)) / KEPT_DIRECTORY
         _write_configs(written, kept, size, next(iter(tensors.values()))[1])
@@ -102,7 +106,8 @@ def _check_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise OSError(
-            f"{directory.parent} has {free / 1e9:.1f} GB free, the model takes {needed / 1e9:.1f}"
+            f"no space for the model in {directory.parent}: it takes {needed / 1e9:.3g} GB and "
+            f"{free / 1e9:.3g} are free"
         )
 
 
@@ -193,11 +198,21 @@ def _plan(
 
 
 def _write_array(
-    contents: Arrays, array: StoredArray, layers: Sequence[Weight], files: TensorFilesWriter
+    contents: Arrays,
+    array: StoredArray,
+    layers: Sequence[Weight],
+    files: TensorFilesWriter,
+    allow_non_finite: bool,
 ) -> None:
     """Writes one array of the checkpoint to the weights it holds."""
+
+    def write(values: np.ndarray, weight: Weight) -> None:
+        if not allow_non_finite:
+            require_finite("/".join(array.path[1:]), values, files.dtype(weight.name))
+        _write_weight(values, weight, files)
+
     if array.shape == layers[0].shape:
-        _write_weight(contents.read(array.path), layers[0], files)
+        write(contents.read(array.path), layers[0])
         return
     axis = _layer_axis(array, layers)
     # A layer at a time where layers are stored apart; else what is stored as one is read once.
@@ -209,7 +224,7 @@ def _write_array(
             values = contents.read(array.path, index).squeeze(axis)
         else:
             values = whole[(slice(None),) * axis + (layer,)]
-        _write_weight(values, weight, files)
+        write(values, weight)
 
 
 def _write_weight(values: np.ndarray, weight: Weight, files: TensorFilesWriter) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from t5x.checkpoints.convert.settings import write_gin
+from t5x.checkpoints.convert.finite import require_finite
+from t5x.checkpoints.convert.settings import count_pieces, make_gin
 from t5x.checkpoints.convert.summary import Summary, Track, no_progress
 from t5x.checkpoints.formats.huggingface import HuggingFaceArrays
 from t5x.checkpoints.formats.orbax import CheckpointWriter
 from t5x.checkpoints.formats.storage import is_url
 from t5x.checkpoints.layer_names import scanned_name
+from t5x.run.files import write_files
 
 # Beside the checkpoints, so that exporting gives them back.
 KEPT_DIRECTORY = "huggingface"
@@ -37,9 +39,12 @@ def import_model(
     dtype: np.dtype | None = None,
     scanned: bool = False,
     open_pickled: Callable[..., Any] | None = None,
+    allow_non_finite: bool = False,
     track: Track = no_progress,
 ) -> Summary:
     """Writes the parameters of a Hugging Face directory as a checkpoint.
+
+    All is checked before anything bears its final name, the checkpoint last.
 
     Args:
       source: the directory or its URL.
@@ -48,11 +53,13 @@ def import_model(
       dtype: of the parameters; as they are if None.
       scanned: stack the layers of encoder and decoder, as scanned models keep them.
       open_pickled: opens pickled weights; None refuses them.
+      allow_non_finite: take NaN and infinite numbers, and those that `dtype` cannot hold.
       track: shows progress over the arrays.
 
     Raises:
       FileExistsError: there is such a checkpoint.
-      ValueError: `source` holds no T5 v1.1 model.
+      ValueError: `source` holds no T5 v1.1 model, its settings are not what they should be, or a
+        weight is no number.
     """
     contents = HuggingFaceArrays(source, open_pickled)
     if match := re.fullmatch(r"(?:(.*)/)?checkpoint_(\d+)", destination.rstrip("/")):
@@ -60,18 +67,18 @@ def import_model(
     else:
         model_dir = destination.rstrip("/")
     path = os.path.join(model_dir, f"checkpoint_{step}")
+    notes, settings = ["config.gin and tokenizer are written to local directories only"], {}
+    if not is_url(model_dir):
+        notes, settings = _make_settings(contents, source, Path(model_dir))
     writer = CheckpointWriter(path)
     try:
-        total = _write(contents, writer, step, dtype, scanned, track)
+        total = _write(contents, writer, step, dtype, scanned, allow_non_finite, track)
+        writer.complete()
+        write_files(settings)
         writer.close()
     except BaseException:
         writer.abandon()
         raise
-    notes = []
-    if is_url(model_dir):
-        notes.append("config.gin and tokenizer are written to local directories only")
-    else:
-        notes += _write_settings(contents, source, Path(model_dir))
     return Summary(path, total, len(contents.arrays) - 1, notes)
 
 
@@ -81,6 +88,7 @@ def _write(
     step: int,
     dtype: np.dtype | None,
     scanned: bool,
+    allow_non_finite: bool,
     track: Track,
 ) -> int:
     """Writes all arrays; returns how many parameters they have."""
@@ -104,27 +112,29 @@ def _write(
     for path, parts, i in track(moves):
         values = contents.read(parts[i])
         total += values.size
+        if not allow_non_finite:
+            require_finite("/".join(parts[i][1:]), values, dtype)
         is_stacked = path != parts[i]
         writer.write(path, values, (slice(None),) * SCAN_AXIS + (i,) if is_stacked else ())
         del values  # before the next one is read
     return total
 
 
-def _write_settings(contents: HuggingFaceArrays, source: str, model_dir: Path) -> list[str]:
-    """Writes config.gin and keeps the directory's small files; returns what to tell the user."""
-    kept = model_dir / KEPT_DIRECTORY
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in _KEPT_FILES:
-        content = contents.directory.read(name)
-        if content is not None:
-            (kept / name).write_bytes(content)
-    vocabulary = kept / "spiece.model"
-    notes = []
-    if not vocabulary.exists():
-        vocabulary = None
+def _make_settings(
+    contents: HuggingFaceArrays, source: str, model_dir: Path
+) -> tuple[list[str], dict[Path, bytes]]:
+    """What to tell the user; and config.gin and the directory's small files, by path."""
+    kept = {name: contents.directory.read(name) for name in _KEPT_FILES}
+    kept = {name: content for name, content in kept.items() if content is not None}
+    vocabulary, notes = None, []
+    if "spiece.model" in kept:
+        pieces = count_pieces(kept["spiece.model"], f"{source}/spiece.model")
+        vocabulary = (model_dir / KEPT_DIRECTORY / "spiece.model", pieces)
+    else:
         notes.append(
             f"{source} has no spiece.model: config.gin has T5's own vocabulary, which is right for "
             "T0, T5 v1.1, T5-LM-adapt and FLAN-T5"
         )
-    write_gin(model_dir / "config.gin", contents.size, contents.config, source, vocabulary)
-    return notes
+    text = make_gin(contents.size, contents.config, source, vocabulary)
+    files = {model_dir / KEPT_DIRECTORY / name: content for name, content in kept.items()}
+    return notes, files | {model_dir / "config.gin": text.encode()}

@@ -1,5 +1,6 @@
 """A model's settings in gin: written for what was imported, read from a run that is exported."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,46 +37,76 @@ seqio.SentencePieceVocabulary:
 SENTINELS = 100
 
 
-def write_gin(
-    path: Path,
+def make_gin(
     size: ModelSize,
     config: Mapping[str, Any],
     source: str,
-    vocabulary: Path | None,
-) -> None:
-    """Writes the gin settings of an imported model.
+    vocabulary: "tuple[Path, Pieces] | None",
+) -> str:
+    """Returns the gin settings of an imported model.
 
     Args:
-      path: of the gin file.
       size: the model's.
       config: its config.json.
       source: where it comes from.
-      vocabulary: its SentencePiece model, if it has one.
+      vocabulary: where its SentencePiece model will be, and what that holds; None for T5's own.
+
+    Raises:
+      ValueError: config.json has no number as dropout_rate.
     """
-    sizes = vars(size)
+    dropout = config.get("dropout_rate", 0.1)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(
+            f"{source}/config.json: dropout_rate = {dropout!r} is no number from 0 to under 1"
+        )
     text = _GIN.format(
         size=f"{size.num_encoder_layers}+{size.num_decoder_layers} layers, width {size.emb_dim}:",
         source=source,
-        dropout=float(config.get("dropout_rate", 0.1)),
-        **sizes,
+        dropout=float(dropout),
+        **vars(size),
     )
     if vocabulary is not None:
-        extra_ids = count_extra_ids(vocabulary, size.vocab_size)
-        text += _VOCABULARY.format(path=str(vocabulary.absolute()), extra_ids=extra_ids)
-    path.write_text(text, encoding="utf-8")
+        path, pieces = vocabulary
+        extra_ids = pieces.count_extra_ids(size.vocab_size)
+        text += _VOCABULARY.format(path=str(path.absolute()), extra_ids=extra_ids)
+    return text
 
 
-def count_extra_ids(vocabulary: Path, vocab_size: int) -> int:
-    """Returns how many sentinels a model's vocabulary has after its SentencePiece model's pieces.
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """How many pieces a SentencePiece model has, and whether its last ones are sentinels."""
 
-    T5's has 32,000 pieces and 100 sentinels after them; mT5's sentinels are pieces.
+    count: int
+    has_sentinels: bool
+
+    def count_extra_ids(self, vocab_size: int) -> int:
+        """Returns how many sentinels a model's vocabulary has after the pieces.
+
+        T5's has 32,000 pieces and 100 sentinels after them; mT5's sentinels are pieces.
+        """
+        fits = self.count + SENTINELS <= vocab_size
+        return SENTINELS if fits and not self.has_sentinels else 0
+
+
+def count_pieces(model: bytes, name: str) -> Pieces:
+    """Reads a SentencePiece model.
+
+    Args:
+      model: the content of its file.
+      name: of the file, for the message.
+
+    Raises:
+      ValueError: it is damaged, or something else.
     """
     from sentencepiece import SentencePieceProcessor
 
-    pieces = SentencePieceProcessor(model_file=str(vocabulary))
-    has_sentinels = "extra_id_0" in pieces.id_to_piece(len(pieces) - 1)
-    fits = len(pieces) + SENTINELS <= vocab_size
-    return SENTINELS if fits and not has_sentinels else 0
+    try:
+        pieces = SentencePieceProcessor(model_proto=model)
+        count = len(pieces)
+        return Pieces(count, "extra_id_0" in pieces.id_to_piece(count - 1))
+    except (RuntimeError, IndexError) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"{name} is no SentencePiece model, or damaged ({cause})") from error
 
 
 def read_gin(path: Path) -> dict[str, str]:

@@ -138,6 +138,7 @@ class CheckpointWriter:
         # Committing makes a disk write through; small arrays are committed together.
         self._transaction = ts.Transaction(atomic=True)
         self._pending = 0
+        self._is_complete = False
 
     def create(
         self,
@@ -162,7 +163,8 @@ class CheckpointWriter:
         part = part[ts.d[:].translate_to[0]]  # a slice counts on from where it begins
         rows = chunk_shape(part.shape, dtype.itemsize)[0]
         for first in range(0, part.shape[0], rows):
-            block = values[first : first + rows].astype(dtype, copy=False)
+            with np.errstate(over="ignore"):  # whoever writes infinity has been asked
+                block = values[first : first + rows].astype(dtype, copy=False)
             target = part[first : first + len(block)].with_transaction(self._transaction)
             target.write(block).copy.result()
             self._pending += block.nbytes
@@ -173,8 +175,8 @@ class CheckpointWriter:
         self._transaction.commit_async().result()
         self._transaction, self._pending = ts.Transaction(atomic=True), 0
 
-    def close(self) -> None:
-        """Completes the checkpoint."""
+    def complete(self) -> None:
+        """Writes all that is still to be written; the checkpoint has no name of its own yet."""
         self._commit()
         metadata = tree_metadata({path: x.result().shape for path, x in self._arrays.items()})
         now = time.time_ns()
@@ -197,12 +199,19 @@ class CheckpointWriter:
         }
         for name, text in files.items():
             directory.write(name, text.encode())
+        self._is_complete = True
+
+    def close(self) -> None:
+        """Completes the checkpoint and gives it its name."""
+        if not self._is_complete:
+            self.complete()
         if self._written != self._path:
             os.rename(self._written, self._path)
 
     def abandon(self) -> None:
         """Removes what was written."""
-        self._transaction.abort()
+        if not self._is_complete:
+            self._transaction.abort()
         self._arrays.clear()
         if self._written != self._path:
             shutil.rmtree(self._written, ignore_errors=True)

@@ -154,8 +154,9 @@ class TensorFilesWriter:
                 filled = 0
             groups[-1].append(name)
             filled += size
+        self._directory = directory
         self._places: dict[str, tuple[int, Tensor]] = {}
-        self._files = []
+        self._files: list[int] = []
         files = {}
         for number, names in enumerate(groups, start=1):
             file = SINGLE_FILE
@@ -188,15 +189,24 @@ class TensorFilesWriter:
             tensor = _tensor(path.name, 8 + len(header), name, entries[name])
             self._places[name] = (file, tensor)
 
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype that a tensor is written in."""
+        return self._places[name][1].dtype
+
     def write(self, name: str, first_row: int, rows: np.ndarray) -> None:
         """Writes rows of a tensor, in its dtype; those of a scalar or the whole from row 0."""
         file, tensor = self._places[name]
         row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
-        values = np.ascontiguousarray(rows, tensor.dtype).reshape(-1)
+        with np.errstate(over="ignore"):  # whoever writes infinity has been asked
+            values = np.ascontiguousarray(rows, tensor.dtype).reshape(-1)
         data = memoryview(values.view(np.uint8))
         position = tensor.start + first_row * row_bytes
         while data:
-            written = os.pwrite(file, data, position)
+            try:
+                written = os.pwrite(file, data, position)
+            except OSError as error:
+                path = str(self._directory / tensor.file)
+                raise OSError(error.errno, error.strerror, path) from error
             data, position = data[written:], position + written
 
     def close(self) -> None:

@@ -185,6 +185,7 @@ CONFIGS = {
     "tied": ({"tie_word_embeddings": True}, "logits from the embedding matrix"),
     "foreign": ({"model_type": "bert"}, "a model of type 'bert'; only T5 v1.1 can be read"),
     "buckets": ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets = 64"),
+    "dropout": ({"dropout_rate": "much"}, "config.json: dropout_rate = 'much' is no number"),
     "lacking": ({"d_ff": None}, "lacks d_ff"),
     "other shape": ({"d_ff": 32}, r"does not fit its config.json: .*wi_0.weight is \(24, 16\)"),
     "more layers": ({"num_layers": 2}, "lacks encoder.block.1.layer.0.SelfAttention.k.weight"),
