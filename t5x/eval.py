@@ -13,6 +13,7 @@ from etils import epath
 from t5x import checkpoints, gin_utils, models, partitioning, train_state, utils
 from t5x import trainer as trainer_lib
 from t5x.run.console import console
+from t5x.run.files import write_whole
 from t5x.run.progress import format_seconds
 
 
@@ -57,6 +58,13 @@ class InferenceEvaluator:
             **logs,
         )
         self._functions: dict[str, Callable[..., Any]] | None = None
+        # What SeqIO's evaluator has read.
+        for name, examples in getattr(self._evaluator, "cached_task_datasets", {}).items():
+            if not len(examples):
+                raise ValueError(
+                    f"'{name}' has no rows in split '{cfg.split}' to evaluate on; choose another "
+                    "DatasetConfig.split"
+                )
 
     @property
     def model_feature_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -168,12 +176,9 @@ def evaluate(
         if not epath.Path(path).exists():
             raise FileNotFoundError(f"checkpoint '{path}' does not exist; set CHECKPOINT_PATH")
 
-    steps = [_step_of(path) for path in paths] if len(paths) > 1 else []
+    steps = [step for step in map(_step_of, paths) if step is not None]
     if len(set(steps)) < len(steps):
-        raise ValueError(
-            "results are kept by step, and RestoreCheckpointConfig.path names several checkpoints "
-            f"of step {max(steps, key=steps.count)}; evaluate each into its own EVAL_OUTPUT_DIR"
-        )
+        raise _several_of_one_step(max(steps, key=steps.count))
 
     evaluator = InferenceEvaluator(
         dataset_cfg, inference_evaluator_cls, model, partitioner, log_dir=output_dir
@@ -217,16 +222,22 @@ def evaluate(
         output_dir,
     )
     seed = None if fallback_init_rng is None else jax.random.PRNGKey(fallback_init_rng)
+    evaluated = set()
     for path in paths:
         state, manager = utils.create_checkpoint_manager_and_restore(
             initializer, partitioner, cfg, path, seed, use_orbax=use_orbax
         )
         manager.close()
+        step = int(utils.get_local_data(state.step))
+        if step in evaluated:
+            raise _several_of_one_step(step)
+        evaluated.add(step)
         evaluate_under_teacher_forcing(state)
         metrics = evaluator.evaluate(state, axes).result() or {}
         utils.sync_global_devices(f"evaluated {path}")
         if jax.process_index() == 0:
-            done_file.write_text("\n".join(sorted({*_read_done(done_file), path}, key=_step_of)))
+            done = dict.fromkeys((*_read_done(done_file), path))
+            write_whole(done_file, "\n".join(done))
         logging.info("metrics of %s: %s", path, metrics)
         console.say(
             f"evaluated {path}: {len(metrics)} tasks, "
@@ -278,8 +289,19 @@ def _read_done(file: epath.Path) -> Collection[str]:
     return file.read_text().split("\n") if file.exists() else ()
 
 
-def _step_of(path: str) -> int:
-    return checkpoints.get_step_from_checkpoint_dir(path)[1]
+def _step_of(path: str) -> int | None:
+    """The step that a checkpoint's name says; None where it has another name."""
+    try:
+        return checkpoints.get_step_from_checkpoint_dir(path)[1]
+    except ValueError:
+        return None
+
+
+def _several_of_one_step(step: int) -> ValueError:
+    return ValueError(
+        "results are kept by step, and RestoreCheckpointConfig.path names several checkpoints "
+        f"of step {step}; evaluate each into its own EVAL_OUTPUT_DIR"
+    )
 
 
 if __name__ == "__main__":

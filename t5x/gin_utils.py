@@ -11,6 +11,7 @@ from etils import epath
 
 from t5x.run import former_names, gin_errors
 from t5x.run.console import console
+from t5x.run.files import write_whole
 
 _search_paths_added: set[str] = set()
 
@@ -107,7 +108,7 @@ def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None
     text = get_gin_config_str()
     directory = epath.Path(model_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.gin").write_text(text)
+    write_whole(directory / "config.gin", text)
     if summary_writer is not None:
         summary_writer.write_texts(step, {"config": gin.markdown(text)})
         summary_writer.flush()

@@ -77,7 +77,7 @@ def infer(
       shard_id: which shard of the rows this run takes.
       num_shards: how many runs share the rows.
       merge_chunked_results: join the chunks into one file and delete them; if not, they stay in
-        OUTPUT_DIR/tmp-TASK-SHARD-of-SHARDS.
+        OUTPUT_DIR/tmp-TASK-MODE-SHARD-of-SHARDS.
       write_fn: (path, inferences, task rows, mode, vocabulary) → None, writes a chunk.
       checkpoint_ds_iter: save the position in the data after each chunk; without it, or where the
         data does not allow it, a restart reads again what came before, which takes longer.

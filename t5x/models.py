@@ -429,9 +429,9 @@ class EncoderDecoderModel(BaseTransformerModel):
         def create() -> PyTree:
             _, variables = self.module.apply(
                 {"params": params},
-                jnp.ones_like(inputs),
-                jnp.ones_like(targets),
-                jnp.ones_like(targets),
+                encoder_input_tokens=jnp.ones_like(inputs),
+                decoder_input_tokens=jnp.ones_like(targets),
+                decoder_target_tokens=jnp.ones_like(targets),
                 enable_dropout=False,
                 decode=True,
                 mutable=["cache"],

@@ -36,6 +36,7 @@ from t5x.data.datasets import (
 from t5x.data.iterator import ShardedDatasetIterator, prepare_train_iter
 from t5x.inference.function import get_infer_fn
 from t5x.optimizers.schedules import create_learning_rate_scheduler
+from t5x.run.files import write_whole
 
 TensorBoardLogger = seqio.TensorBoardLogger
 
@@ -125,7 +126,7 @@ def log_model_info(
             lines += [f"Total number of parameters: {total}", ""]
     path = epath.Path(log_file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def _describe_variable(name: str, value: Any, axes: Any, spec: Any) -> str:

@@ -149,3 +149,16 @@ def commands(tmp_path_factory):
     commands = Commands(tmp_path_factory.mktemp("commands"))
     yield commands
     commands.close()
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of 512 KB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(path)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield path
+    # A process of the test may still hold a file.
+    subprocess.run(["umount", "--lazy", str(path)], check=True)

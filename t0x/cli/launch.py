@@ -106,12 +106,13 @@ def _with_job(*without: str) -> Callable[[Callable[..., None]], Callable[..., No
 def _submit(text: str, out: Path | None, default: str, tool: list[str], dry_run: bool) -> None:
     """Writes a file and hands it to the tool that runs it; prints both in a dry run."""
     from t0x.launch.commands import CommandRunner
+    from t5x.run.files import write_whole
 
     path = out or Path(default)
     if dry_run:
         print(text, end="" if text.endswith("\n") else "\n")
     else:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     CommandRunner(dry_run).run([*tool, str(path)])
 
 

@@ -104,13 +104,14 @@ def _estimate(
     typer.echo(f"compiling for {place.name}: minutes, for billions of parameters", err=True)
     with shared.quiet():
         from t0x.plan import estimate, step
+        from t5x.run.files import write_whole
 
         run = step.read_run(gin_files, [*bindings, *settings])
         traced = step.trace(run, place.devices())
         result, text = estimate.estimate(traced, place, settings)
     if dump is not None and text is not None:
         dump.parent.mkdir(parents=True, exist_ok=True)
-        dump.write_text(text)
+        write_whole(dump, text)
     return result
 
 

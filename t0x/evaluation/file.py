@@ -22,7 +22,7 @@ from t0x import rank_classification
 from t0x.evaluation import encoding
 from t0x.evaluation.scorer import Scorer
 from t5x.run.console import console
-from t5x.run.files import write_whole
+from t5x.run.files import naming, write_whole
 
 BATCHES_PER_WINDOW = 32
 MOST_ROWS_PER_WINDOW = 16_384
@@ -237,10 +237,11 @@ def _score_rest(
             started = time.monotonic() - scorer.compile_seconds
             again = scorer.encoded_again
             results, bad = _score_window(window, scorer, ledger)
-            sink.write(results)
-            _sync(sink)
+            with naming(files.partial):
+                sink.write(results)
+                _sync(sink)
             if bad:
-                with files.bad.open("ab") as side:
+                with naming(files.bad), files.bad.open("ab") as side:
                     side.write(bad)
                     _sync(side)
             out_digest.update(results)

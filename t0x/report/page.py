@@ -30,6 +30,7 @@ from t0x.report.summary import (
 from t0x.report.table import describe_group, percent
 from t0x.results.format import GROUPS
 from t0x.results.reading import TaskResult
+from t5x.run.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def write_html(
             skew=SKEW,
         )
     )
-    Path(path).write_text(html, encoding="utf-8")
+    write_whole(path, html)
 
 
 def _environment() -> Environment:

@@ -1,6 +1,7 @@
 """CSV for machines (fractions, full precision) and Markdown for people (percent)."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from t0x.report.summary import (
 from t0x.report.table import describe_group, percent
 from t0x.results.format import GROUPS
 from t0x.results.reading import TaskResult
+from t5x.run.files import write_whole
 
 Labels = Mapping[tuple[str, int], str]
 
@@ -133,10 +135,11 @@ def _or_empty(figure: float) -> float | None:
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with Path(path).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def write_markdown(
@@ -163,7 +166,7 @@ def write_markdown(
         lines += ["", "## Bias and fairness", "", *_bias_lines(measures, labels)]
     lines += ["", "## Prompts", "", *_prompt_lines(summaries, labels)]
     lines += ["", *(f"- {_escape(note)}" for note in collect_notes(results))]
-    Path(path).write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(lines).rstrip() + "\n")
 
 
 def _dataset_lines(summaries: Sequence[DatasetSummary], labels: Labels) -> list[str]:

@@ -17,6 +17,7 @@ from t0x import rank_classification
 from t0x.registration.registry import SCORE_EVAL, task_info, task_infos
 from t0x.registration.skipped import skipped_in
 from t0x.results import format
+from t5x.run.files import write_whole
 
 
 @gin.configurable(module="t0x.results")
@@ -204,8 +205,5 @@ def _holds(path: str, contents: bytes) -> bool:
 def _write(path: str, contents: bytes) -> None:
     if _holds(path, contents):
         return
-    partial = f"{path}.partial"
-    with tf.io.gfile.GFile(partial, "wb") as file:
-        file.write(contents)
     # A reader sees the whole file or none.
-    tf.io.gfile.rename(partial, path, overwrite=True)
+    write_whole(path, contents)

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t5x.data.datasets import get_dataset
+
 _READ_BY_NETWORK = ("encoder_input_tokens", "decoder_target_tokens")
 
 
 def batch_shapes(model: Any, cfg: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a dataset makes of the model's features: (batch, length) each.
+    """What a dataset makes of the model's features: (batch, length, …) each.
 
     Args:
       model: gives the feature converter.
@@ -19,6 +21,13 @@ def batch_shapes(model: Any, cfg: Any, batch_size: int) -> dict[str, jax.ShapeDt
       batch_size: rows of the global batch.
     """
     converter = model.FEATURE_CONVERTER_CLS(pack=cfg.pack)
+    if any(feature.rank > 1 for feature in converter.MODEL_FEATURES.values()):
+        # Only the task knows how wide its features are; nothing is read.
+        spec = get_dataset(cfg, 0, 1, model.FEATURE_CONVERTER_CLS).element_spec
+        return {
+            name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype.as_numpy_dtype)
+            for name, x in spec.items()
+        }
     lengths = converter.get_model_feature_lengths(cfg.task_feature_lengths)
     dtypes = {name: f.dtype.as_numpy_dtype for name, f in converter.MODEL_FEATURES.items()}
     return {

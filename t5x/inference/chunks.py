@@ -4,13 +4,12 @@ import concurrent.futures
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import seqio
 import tensorflow as tf
-from absl import logging
 from etils import epath
 
 from t5x.data.datasets import DatasetConfig
@@ -137,10 +136,25 @@ class Reader:
                         f"'{task.name}' has fewer rows than when its first {first} chunks were "
                         "written; remove its tmp- folder to begin again"
                     )
-        for chunk, features in enumerate(iterator, start=first):
+        for chunk, features in enumerate(_named_mistakes(iterator, task.source), start=first):
             if positions and jax.process_index() == 0:
                 positions = positions if _save(checkpoint, positions.position(chunk)) else None
             yield features
+
+
+def _named_mistakes(batches: Iterator[Any], source: Any) -> Iterator[Any]:
+    """Passes batches on; where the source can tell what is wrong with its files, raises that."""
+    try:
+        yield from batches
+    except (
+        tf.errors.DataLossError,
+        tf.errors.InvalidArgumentError,
+        UnicodeDecodeError,  # TensorFlow's message quotes the record
+    ) as error:
+        mistake = source.find_mistake() if hasattr(source, "find_mistake") else None
+        if mistake is None:
+            raise
+        raise ValueError(mistake) from error
 
 
 def _save(checkpoint: tf.train.Checkpoint, position: epath.Path) -> bool:
@@ -162,7 +176,7 @@ class Output:
     ) -> None:
         suffix = f"{shard:05}-of-{shards:05}"
         self.file = folder / f"{task}-{mode}.{extension}-{suffix}"
-        self.chunks = folder / f"tmp-{task}-{suffix}"
+        self.chunks = folder / f"tmp-{task}-{mode}-{suffix}"
         self._complete = folder / f"{self.file.name}.COMPLETED"
 
     def is_complete(self) -> bool:
@@ -185,7 +199,8 @@ class Output:
         """Makes the folder of chunks, or makes sure that the one there was made by such a run.
 
         Raises:
-          ValueError: it was made with other settings, so its chunks hold other rows or results.
+          ValueError: it was made with other settings, so its chunks hold other rows or results, or
+            it does not say with which.
         """
         file = self.chunks / f"{self.file.name}.settings.json"
         wanted = json.loads(json.dumps(settings))
@@ -198,10 +213,14 @@ class Output:
                         f"{wanted[name]}; go on with that, or remove the folder"
                     )
             return
-        if self.chunks.exists():
-            logging.warning("%s has chunks of unknown origin: done again", self.chunks)
-            self.chunks.rmtree()
-        self.chunks.mkdir(parents=True)
+        self.chunks.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in self.chunks.iterdir())
+        strange = [name for name in names if not name.startswith(file.name)]
+        if strange:
+            raise ValueError(
+                f"{self.chunks} holds {strange[0]} and not the settings it was made with; remove "
+                "the folder, or bind another infer.output_dir"
+            )
         write_whole(file, json.dumps(wanted))
 
     def count_chunks(self) -> int:
@@ -225,6 +244,11 @@ class Output:
             file.unlink()
 
     def remove_chunks(self) -> None:
-        """Deletes the folder of chunks, if it is there."""
-        if self.chunks.exists():
-            self.chunks.rmtree()
+        """Deletes the folder of chunks, if it is there; what is not of this result stays."""
+        if not self.chunks.exists():
+            return
+        for path in self.chunks.iterdir():
+            if path.name.startswith((self.file.name, "position")):
+                path.rmtree() if path.is_dir() else path.unlink()
+        if not any(self.chunks.iterdir()):
+            self.chunks.rmdir()

@@ -12,6 +12,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from t5x.run.files import written_whole
 
@@ -21,6 +22,7 @@ MODES = ("predict", "predict_with_aux", "score")
 FILE_TYPES = ("tfrecord", "jsonl", "text")
 _SPLIT = "infer"
 _PRETOKENIZED = "_pretokenized"
+_GZIP = b"\x1f\x8b"
 
 
 def create_task_from_tfexample_file(
@@ -62,8 +64,7 @@ def create_task_from_tfexample_file(
         task_id = hashlib.md5(key.encode(), usedforsecurity=False).hexdigest()[:10]
     keys = {"inputs": inputs_key, "targets": targets_key}
     if file_type == "tfrecord":
-        description = {key: tf.io.FixedLenFeature([], tf.string) for key in keys.values() if key}
-        source = seqio.TFExampleDataSource({_SPLIT: files}, feature_description=description)
+        source = RecordSource(files, [key for key in keys.values() if key])
         rekey = [functools.partial(seqio.preprocessors.rekey, key_map=keys)]
     else:
         source, rekey = _source_of_lines(files, file_type, keys), []
@@ -74,6 +75,58 @@ def create_task_from_tfexample_file(
         output_features=features,
     )
     return task.name
+
+
+class RecordSource(seqio.TFExampleDataSource):
+    """TFRecord files of tf.train.Example, each with one text under every key.
+
+    Args:
+      files: paths.
+      keys: names of the features to read.
+    """
+
+    def __init__(self, files: Sequence[str], keys: Sequence[str]) -> None:
+        self._files, self._keys = files, keys
+        description = {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
+        super().__init__({_SPLIT: files}, feature_description=description)
+
+    def find_mistake(self) -> str | None:
+        """What cannot be read: file, record and key. Reads up to there; None if all is well."""
+        mistakes = (self._find_mistake_in(file) for file in self._files)
+        return next((mistake for mistake in mistakes if mistake), None)
+
+    def _find_mistake_in(self, file: str) -> str | None:
+        with epath.Path(file).open("rb") as opened:
+            if opened.read(len(_GZIP)) == _GZIP:
+                return f"{file} is compressed; TFRecord files are read as they are: gunzip it"
+        records, number = tf.data.TFRecordDataset(file).as_numpy_iterator(), 1
+        while True:
+            try:
+                record = next(records, None)
+            except tf.errors.DataLossError as error:
+                cause = error.message.split(" [")[0].split("\n")[0]
+                return f"{file}, record {number}: it is cut short or damaged ({cause})"
+            if record is None:
+                return None
+            mistake = self._find_mistake_of(record)
+            if mistake:
+                return f"{file}, record {number}: {mistake}"
+            number += 1
+
+    def _find_mistake_of(self, record: bytes) -> str | None:
+        try:
+            features = tf.train.Example.FromString(record).features.feature
+        except DecodeError:
+            return "it is no tf.train.Example"
+        for key in self._keys:
+            if key not in features:
+                return (
+                    f"no feature '{key}', there is {', '.join(sorted(features)) or 'none'}; bind "
+                    "create_task_from_tfexample_file's keys"
+                )
+            if len(features[key].bytes_list.value) != 1:
+                return f"feature '{key}' is not one text"
+        return None
 
 
 def _source_of_lines(
@@ -156,7 +209,7 @@ def write_inferences_to_file(
         return {name, name.removesuffix(_PRETOKENIZED)} & set(input_fields_to_include) != set()
 
     results, auxiliary = inferences
-    with epath.Path(path).open("w") as file:
+    with written_whole(path) as partial, partial.open("w") as file:
         for i, row in enumerate(task_ds.as_numpy_iterator()):
             line: dict[str, Any] = {
                 "inputs": {name: _plain(x) for name, x in row.items() if is_included(name)}

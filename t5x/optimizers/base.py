@@ -39,6 +39,11 @@ class OptimizerDef:
     def __init__(self, hyper_params: Any) -> None:
         self.hyper_params = hyper_params
 
+    @property
+    def skips_nan_updates(self) -> bool:
+        """Whether a step under a loss that is NaN leaves the parameters as they are."""
+        return bool(getattr(self.hyper_params, "skip_nan_updates", False))
+
     def apply_gradient(
         self, hyper_params: Any, params: Any, state: OptimizerState, grads: Any
     ) -> tuple[Any, OptimizerState]:
@@ -279,6 +284,10 @@ class MultiOptimizer(OptimizerDef):
     def __init__(self, traversals_and_optimizers: Sequence[tuple[Traversal, OptimizerDef]]) -> None:
         self.traversals, self.sub_optimizers = zip(*traversals_and_optimizers, strict=True)
         super().__init__([optimizer.hyper_params for optimizer in self.sub_optimizers])
+
+    @property
+    def skips_nan_updates(self) -> bool:
+        return all(optimizer.skips_nan_updates for optimizer in self.sub_optimizers)
 
     def _paths(self, tree: Any) -> list[list[tuple[str, ...]]]:
         """Returns the paths of the parameters that each sub-optimiser is for."""

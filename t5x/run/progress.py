@@ -4,9 +4,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import rich.console
 import rich.errors
 import rich.progress
+from absl import logging
 from rich.text import Text
 
 PLAIN_LINE_PERIOD = 10.0
@@ -136,10 +138,26 @@ class StepProgress:
         self._previous = (step, metrics)
 
     def _show(self, step: int, metrics: Mapping[str, Any]) -> None:
-        loss = float(metrics["loss_per_nonpadding_target_token"].compute())
+        try:
+            self._display(step, _loss_of(metrics))
+        except Exception:
+            # What only displays ends no run; a device's failure comes up again where it matters.
+            logging.exception("this step is not shown")
+
+    def _display(self, step: int, loss: float | None) -> None:
         rate = self._progress.speed(step) * self._tokens_per_step
-        note = f"loss {loss:.4f}" + (f"  {format_count(rate)} tokens/s" if rate else "")
-        self._progress.update(step, note=note, at_once=True)
+        facts = [] if loss is None else [f"loss {loss:.4f}"]
+        facts += [f"{format_count(rate)} tokens/s"] if rate else []
+        self._progress.update(step, note="  ".join(facts), at_once=True)
+
+
+def _loss_of(metrics: Mapping[str, Any]) -> float | None:
+    """The loss of one step, of a token if that is known; None where a model has other metrics."""
+    if "loss_per_nonpadding_target_token" in metrics:
+        return float(metrics["loss_per_nonpadding_target_token"].compute())
+    # A sum, whichever kind of metric a model makes of it.
+    total = getattr(metrics.get("loss"), "total", None)
+    return None if total is None or np.ndim(total) else float(total)
 
 
 def format_count(value: float) -> str:

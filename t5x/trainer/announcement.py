@@ -1,10 +1,11 @@
 """What a training run says of itself, before its first step and after its last."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from absl import logging
 
 from t5x import utils
 from t5x.data import shapes
@@ -28,9 +29,9 @@ def announce(
     console.header(
         "t5x train",
         {
-            "model": _describe_model(model, initializer),
-            "devices": _describe_mesh(partitioner),
-            "data": _describe_data(dataset_cfg, train_iter),
+            "model": _fact(_describe_model, model, initializer),
+            "devices": _fact(_describe_mesh, partitioner),
+            "data": _fact(_describe_data, dataset_cfg, train_iter),
             "steps": steps,
             "output": model_dir,
             "log": str(console.log_path or "terminal"),
@@ -42,7 +43,7 @@ def say_trained(
     first_step: int, step: int, seconds: float, batch: Mapping[str, jax.ShapeDtypeStruct]
 ) -> None:
     """Prints how many steps were taken, and how fast."""
-    rate = (step - first_step) * shapes.count_tokens(batch) / seconds
+    rate = (step - first_step) * shapes.count_tokens(batch) / seconds if seconds else 0.0
     console.say(
         f"trained {step - first_step} steps in {format_seconds(seconds)} "
         f"({format_count(rate)} tokens/s), now at step {step}"
@@ -51,7 +52,7 @@ def say_trained(
 
 def say_read(counts: Mapping[str, float]) -> None:
     """Prints what `ShardedDatasetIterator.count` gives; per task it is in metrics.jsonl."""
-    if not counts:
+    if not counts.get("data/examples"):
         return
     examples, truncated = int(counts["data/examples"]), int(counts["data/truncated"])
     prefix = "data/epochs/"
@@ -69,17 +70,31 @@ def say_read(counts: Mapping[str, float]) -> None:
     )
 
 
+def _fact(describe: Callable[..., str], *args: Any) -> str:
+    """What the header says of something; models and datasets of one's own may not answer."""
+    try:
+        return describe(*args)
+    except Exception:  # what only displays ends no run
+        logging.exception("the header lacks a fact")
+        return "not told, see the log"
+
+
 def _describe_model(model: Any, initializer: Any) -> str:
     params = jax.tree.leaves(initializer.global_train_state_shape.params)
     count = format_count(sum(math.prod(param.shape) for param in params))
     config = getattr(getattr(model, "module", None), "config", None)
-    if config is None:
-        return f"{count} parameters"
-    return (
-        f"{count} parameters: {config.num_encoder_layers}+{config.num_decoder_layers} layers, "
-        f"width {config.emb_dim}, {config.num_heads} heads, mlp {config.mlp_dim}, "
-        f"vocabulary {config.vocab_size}, {jax.numpy.dtype(config.dtype).name}"
-    )
+    told = {
+        name: getattr(config, name)
+        for name in ("emb_dim", "num_heads", "mlp_dim", "vocab_size")
+        if hasattr(config, name)
+    }
+    layers = [getattr(config, f"num_{side}_layers", None) for side in ("encoder", "decoder")]
+    facts = [f"{layers[0]}+{layers[1]} layers"] if None not in layers else []
+    texts = {"emb_dim": "width {}", "num_heads": "{} heads", "mlp_dim": "mlp {}"}
+    facts += [texts.get(name, "vocabulary {}").format(value) for name, value in told.items()]
+    if hasattr(config, "dtype"):
+        facts.append(jax.numpy.dtype(config.dtype).name)
+    return f"{count} parameters{': ' * bool(facts)}{', '.join(facts)}"
 
 
 def _describe_mesh(partitioner: Any) -> str:

@@ -67,7 +67,11 @@ class BaseTrainer:
         self._compiled_train_step: Callable[..., Any] | None = None
         self._started = time.monotonic()
         self.stop_training = False
-        self._loss_watch = replay.LossWatch(summary_dir) if stop_on_non_finite_loss else None
+        self._loss_watch = None
+        if stop_on_non_finite_loss:
+            optimizer_def = getattr(model, "optimizer_def", None)
+            is_skipped = getattr(optimizer_def, "skips_nan_updates", False) is True
+            self._loss_watch = replay.LossWatch(summary_dir, is_skipped)
         self.train_metrics_manager = MetricsManager("train", summary_dir)
         self.eval_metrics_managers = {
             name: MetricsManager(f"training_eval/{name[:113]}", summary_dir) for name in eval_names
@@ -127,10 +131,12 @@ class BaseTrainer:
             # The previous state's buffers are donated: whoever asks must get the new one.
             self.train_state = state
             metrics = update if metrics is None else merge_metrics(metrics, update)
-            if self._loss_watch and "loss" in update:
+            # Metrics are the model's; one that is no sum says nothing here.
+            loss = getattr(update.get("loss"), "total", None)
+            if self._loss_watch and loss is not None:
                 describe = getattr(batch_iter, "describe_batch", None)
                 name_tasks = describe() if describe else tuple
-                self._loss_watch.note(step + 1, update["loss"].total, batch, name_tasks)
+                self._loss_watch.note(step + 1, loss, batch, name_tasks)
             if after_step(step + 1, update):
                 num_steps = step + 1 - first
                 break
@@ -146,13 +152,14 @@ class BaseTrainer:
         )
 
     def check_losses(self) -> None:
-        """Waits for the steps dispatched so far and looks at their losses.
+        """Waits for the steps dispatched so far; looks at their losses and at the parameters.
 
         Raises:
           replay.NonFiniteLossError: one is NaN or infinite.
         """
         if self._loss_watch:
             self._loss_watch.check()
+            self._loss_watch.check_parameters(self.train_state.params, int(self.train_state.step))
 
     def lower_train(self, batch: Batch) -> jax.stages.Lowered:
         """The train step traced for batches of this shape; state and batch may be abstract."""

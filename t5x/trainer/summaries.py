@@ -12,10 +12,12 @@ import clu.metrics
 import clu.values
 import jax
 import numpy as np
+from absl import logging
 from clu import metric_writers
 from etils import epath
 
 from t5x import metrics as metrics_lib
+from t5x.run.console import console
 
 _jsonl_lock = threading.Lock()
 
@@ -117,8 +119,8 @@ class MetricsManager:
             if isinstance(value, clu.values.Scalar)
         }
         # One file for all collections, appended to by several managers of this process.
-        with _jsonl_lock, self._jsonl.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with _jsonl_lock:
+            _append(self._jsonl, (json.dumps(row) + "\n").encode())
 
     def flush(self) -> None:
         """Waits for everything written so far."""
@@ -129,3 +131,17 @@ class MetricsManager:
         """Waits for what is under way and closes the files."""
         self._pool.shutdown(wait=True)
         self._writer.close()
+
+
+def _append(path: epath.Path, line: bytes) -> None:
+    """Appends a whole line or nothing; where it cannot be, says so and lets the run go on."""
+    length = 0
+    try:
+        with path.open("ab") as file:
+            length = file.tell()
+            file.write(line)
+    except OSError as error:
+        if length and "://" not in str(path):
+            os.truncate(path, length)  # a bucket's objects appear whole
+        logging.exception("a row of metrics is lost")
+        console.say(f"metrics of this step are not in {path}: {error.strerror}")

@@ -6,6 +6,7 @@ CPU with the parameters, batches and settings of `TinyT5` (golden/t5_network.jso
 
 import functools
 import json
+import sys
 import types
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ from flax import traverse_util
 from t5x import decoding, models
 from t5x.examples.t5 import network
 
+TESTDATA = Path(__file__).parent / "testdata"
 CONFIG = {
     "vocab_size": 48,
     "emb_dim": 16,
@@ -140,3 +142,80 @@ def _positions(segment_ids):
 @pytest.fixture(scope="session")
 def tiny_t5():
     return TinyT5()
+
+
+@pytest.fixture(scope="module")
+def echo():
+    """Parses gin files and bindings, in place of the command line, with testdata at hand.
+
+    On one device of the eight: what is tested here is not sharding, and it compiles faster.
+    """
+    import gin
+
+    from t5x import eval as eval_lib
+    from t5x import gin_utils, infer, partitioning, precompile, train
+    from t5x.inference.files import create_task_from_tfexample_file
+
+    entry_points = {
+        "train": train.train,
+        "evaluate": eval_lib.evaluate,
+        "infer": infer.infer,
+        "precompile": precompile.precompile,
+    }
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(partitioning, "default_mesh", lambda *args: mesh)
+    sys.path.insert(0, str(TESTDATA))
+    paths = [str(TESTDATA), *gin_utils.find_search_paths()]
+
+    def parse(files, bindings):
+        with gin.unlock_config():
+            gin.clear_config()
+            gin_utils.parse_gin_flags(paths, files, bindings)
+
+    # Gin files import the entry point from __main__.
+    names = {
+        **entry_points,
+        "create_task_from_tfexample_file": create_task_from_tfexample_file,
+    }
+    vars(sys.modules["__main__"]).update(names)
+    for entry_point in entry_points.values():
+        if gin.config._inverse_lookup(entry_point) is None:
+            gin.configurable(entry_point)
+    yield parse
+    with gin.unlock_config():
+        gin.clear_config()
+    sys.path.remove(str(TESTDATA))
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(echo, tmp_path_factory):
+    """A checkpoint of random parameters that says it is of step 1,000,000."""
+    import gin
+
+    from t5x import partitioning, utils
+
+    echo(["echo_model.gin"], ["DROPOUT_RATE = 0.0"])
+    model = gin.query_parameter("MODEL/macro.value").scoped_configurable_fn()
+    partitioner = partitioning.PjitPartitioner(num_partitions=1)
+    shapes = {"encoder_input_tokens": (8, 24), "decoder_input_tokens": (8, 12)}
+    initializer = utils.TrainStateInitializer(
+        model.optimizer_def, model.get_initial_variables, shapes, partitioner
+    )
+    state = initializer.from_scratch(jax.random.PRNGKey(0))
+    state_dict = state.state_dict()
+    state_dict["state"]["step"] = jnp.int32(1_000_000)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    _, manager = utils.create_checkpoint_manager_and_restore(
+        initializer,
+        partitioner,
+        None,
+        None,
+        None,
+        save_checkpoint_cfg=utils.SaveCheckpointConfig(period=1),
+        model_dir=str(folder),
+    )
+    manager.save(state.restore_state(state_dict))
+    manager.close()
+    return str(folder / "checkpoint_1000000")

@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 
 import gin
-import jax
-import jax.numpy as jnp
 import jaxlib.xla_client
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ import seqio
 import tensorflow as tf
 
 from t5x import eval as eval_lib
-from t5x import gin_utils, infer, partitioning, precompile, train, utils
+from t5x import infer, precompile, train, utils
 from t5x.inference import files as inference_files
 from t5x.inference.files import create_task_from_tfexample_file, write_inferences_to_file
 
@@ -30,80 +28,17 @@ DREAM = Path(__file__).parents[3] / "shared/data/hf/dream/default/train.jsonl"
 LENGTHS = "{'inputs': 24, 'targets': 12}"
 
 
-ENTRY_POINTS = {"train": train.train, "evaluate": eval_lib.evaluate, "infer": infer.infer}
-ENTRY_POINTS["precompile"] = precompile.precompile
 RUN_FILES = {
-    "pretrain": "train",
-    "finetune": "train",
-    "eval": "evaluate",
-    "infer": "infer",
-    "infer_from_tfexample_file": "infer",
-    "precompile": "precompile",
+    "pretrain": train.train,
+    "finetune": train.train,
+    "eval": eval_lib.evaluate,
+    "infer": infer.infer,
+    "infer_from_tfexample_file": infer.infer,
+    "precompile": precompile.precompile,
 }
 # Gin knows a module by the last parts of its name, so a process is for one of the two families.
 FAMILY = os.environ.get("T5X_TEST_FAMILY", "t5")
 SIZES = {f"{FAMILY}/t5_1_1/{size}" for size in ("tiny", "small", "base", "large", "xl", "xxl")}
-
-
-@pytest.fixture(scope="module")
-def echo():
-    """Parses gin files and bindings, in place of the command line, with testdata at hand.
-
-    On one device of the eight: what is tested here is not sharding, and it compiles faster.
-    """
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
-    patch = pytest.MonkeyPatch()
-    patch.setattr(partitioning, "default_mesh", lambda *args: mesh)
-    sys.path.insert(0, str(TESTDATA))
-    paths = [str(TESTDATA), *gin_utils.find_search_paths()]
-
-    def parse(files, bindings):
-        with gin.unlock_config():
-            gin.clear_config()
-            gin_utils.parse_gin_flags(paths, files, bindings)
-
-    # Gin files import the entry point from __main__.
-    names = {
-        **ENTRY_POINTS,
-        "create_task_from_tfexample_file": create_task_from_tfexample_file,
-    }
-    vars(sys.modules["__main__"]).update(names)
-    for entry_point in ENTRY_POINTS.values():
-        if gin.config._inverse_lookup(entry_point) is None:
-            gin.configurable(entry_point)
-    yield parse
-    with gin.unlock_config():
-        gin.clear_config()
-    sys.path.remove(str(TESTDATA))
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(echo, tmp_path_factory):
-    """A checkpoint of random parameters that says it is of step 1,000,000."""
-    echo(["echo_model.gin"], ["DROPOUT_RATE = 0.0"])
-    model = gin.query_parameter("MODEL/macro.value").scoped_configurable_fn()
-    partitioner = partitioning.PjitPartitioner(num_partitions=1)
-    shapes = {"encoder_input_tokens": (8, 24), "decoder_input_tokens": (8, 12)}
-    initializer = utils.TrainStateInitializer(
-        model.optimizer_def, model.get_initial_variables, shapes, partitioner
-    )
-    state = initializer.from_scratch(jax.random.PRNGKey(0))
-    state_dict = state.state_dict()
-    state_dict["state"]["step"] = jnp.int32(1_000_000)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    _, manager = utils.create_checkpoint_manager_and_restore(
-        initializer,
-        partitioner,
-        None,
-        None,
-        None,
-        save_checkpoint_cfg=utils.SaveCheckpointConfig(period=1),
-        model_dir=str(folder),
-    )
-    manager.save(state.restore_state(state_dict))
-    manager.close()
-    return str(folder / "checkpoint_1000000")
 
 
 @pytest.mark.parametrize("size", sorted(SIZES))
@@ -117,7 +52,7 @@ def test_every_size_parses_with_every_run_file(echo, size, run_file):
     files = [f"t5x/examples/{size}.gin", f"t5x/configs/runs/{run_file}.gin"]
     echo(files, [f"{name} = {value}" for name, value in macros.items()])
     # By its whole name: another test may have registered another function of the same.
-    entry_point = gin.config._inverse_lookup(ENTRY_POINTS[RUN_FILES[run_file]]).selector
+    entry_point = gin.config._inverse_lookup(RUN_FILES[run_file]).selector
     assert gin.query_parameter(f"{entry_point}.model") is not None
     assert gin.query_parameter(f"{FAMILY}.network.T5Config.vocab_size") == 32128
 
@@ -264,7 +199,9 @@ def test_shards_share_the_rows(run, constant):
 def test_chunks_can_stay_apart(run, constant, tmp_path):
     settings = {"infer.checkpoint_period": 1, "infer.merge_chunked_results": "False"}
     assert run(**settings, **{"infer.file_extension": "'txt'"}) == {}
-    files = sorted(tmp_path.glob("*/tmp-echo-00000-of-00001/*.txt-00000-of-00001-chunk?????"))
+    files = sorted(
+        tmp_path.glob("*/tmp-echo-predict-00000-of-00001/*.txt-00000-of-00001-chunk?????")
+    )
     assert [len(_read(file)) for file in files] == [8, 8, 4]
     assert _texts(itertools.chain(*map(_read, files))) == EXPECTED
 
@@ -389,7 +326,7 @@ def test_a_killed_run_goes_on_and_writes_every_row_once(checkpoint, tmp_path):
         subprocess.Popen, command, env=env, cwd=TESTDATA, stdout=subprocess.PIPE, text=True
     )
     task = "dream" if has_dream and random.random() < 0.5 else "echo"
-    chunks = out / f"tmp-{task}-00000-of-00001"
+    chunks = out / f"tmp-{task}-score-00000-of-00001"
     wanted = random.randrange(1, 8)
     process = start()
     while len(list(chunks.glob("*.COMPLETED"))) < wanted:

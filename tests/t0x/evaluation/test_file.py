@@ -235,3 +235,24 @@ def test_scores_that_are_no_numbers_name_the_line(data, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="line 1: rank: a score is NaN"):
         _score(data, tmp_path / "out")
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(data, tmp_path, full_disk):
+    out = full_disk / "out.jsonl"
+    filler = full_disk / "filler"
+    with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    with filler.open("rb+") as file:
+        file.truncate(filler.stat().st_size - 3 * 4096)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/out.jsonl\..*'"):
+        _score(data, out)
+    assert not out.exists()
+    filler.unlink()
+    _score(data, out)
+    _score(data, tmp_path / "whole.jsonl")
+    assert _rows(out) == _rows(tmp_path / "whole.jsonl")
+
+
+def _rows(path):
+    return [json.loads(line)["id"] for line in path.read_text(encoding="utf-8").splitlines()]

@@ -144,3 +144,17 @@ def test_csv_has_agreement_and_confidence_and_empty_cells_where_there_is_none(wr
     assert (several["agreement"], several["kappa"]) == ("1.0", "")
     assert (alone["agreement"], alone["kappa"]) == ("", "")
     assert float(alone["confidence"]) == pytest.approx(0.731, abs=1e-3)
+
+
+def test_a_full_disk_leaves_the_former_report(run, full_disk, commands):
+    names = {"--out": "r.html", "--csv": "d.csv", "--prompts_csv": "p.csv", "--markdown": "r.md"}
+    for name in names.values():
+        (full_disk / name).write_text("the former one")
+    with pytest.raises(OSError, match="No space"), (full_disk / "filler").open("wb") as file:
+        file.write(b"x" * 2_000_000)
+    for option, name in names.items():
+        done = commands.run("t0x", "report", run, option, full_disk / name, ok=False)
+        assert done.stderr.startswith("error: ")
+        assert f"No space left on device: '{full_disk}/{name}'" in done.stderr
+        assert (full_disk / name).read_text() == "the former one"
+    assert {path.name for path in full_disk.iterdir()} == {"filler", *names.values()}

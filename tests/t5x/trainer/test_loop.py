@@ -17,7 +17,7 @@ BATCH, INPUTS, TARGETS = 16, 24, 12
 VOCABULARY = seqio.ByteVocabulary()
 
 
-def _model(dropout_rate=0.0, **settings):
+def _model(dropout_rate=0.0, model_cls=models.EncoderDecoderModel, optimizer=None, **settings):
     config = network.T5Config(
         vocab_size=256,
         dtype=jnp.float32,
@@ -31,12 +31,12 @@ def _model(dropout_rate=0.0, **settings):
         dropout_rate=dropout_rate,
         **settings,
     )
-    return models.EncoderDecoderModel(
+    return model_cls(
         module=network.Transformer(config),
         input_vocabulary=VOCABULARY,
         output_vocabulary=VOCABULARY,
         optimizer_def=adafactor.Adafactor(
-            logical_factor_rules=adafactor.standard_logical_factor_rules()
+            logical_factor_rules=adafactor.standard_logical_factor_rules(), **(optimizer or {})
         ),
         z_loss=1e-4,
     )
@@ -224,3 +224,44 @@ def test_the_timer_starts_when_what_it_blocks_on_is_there(tmp_path):
     assert 0 <= manager.write_metrics_summary(metrics, 1, 1).result()["time"].value < 60
     assert manager.summary_dir == str(tmp_path / "train")
     manager.close()
+
+
+class _NanGradients(models.EncoderDecoderModel):
+    """Its loss is finite and its gradients are not: the root's slope at zero is infinite."""
+
+    def loss_fn(self, params, batch, dropout_rng):
+        loss, metrics = super().loss_fn(params, batch, dropout_rng)
+        kernel = params["decoder"]["logits_dense"]["kernel"]
+        return loss + jnp.sqrt(jnp.sum(kernel**2) * batch["zero"][0, 0]), metrics
+
+
+def _with_zero(batch, zero):
+    return batch | {"zero": np.full((BATCH, 1), zero, np.float32)}
+
+
+def test_nan_gradients_under_a_finite_loss_are_not_saved(tmp_path):
+    run = _trainer(summary_dir=str(tmp_path), model_cls=_NanGradients)
+    batches = [_with_zero(_batch(), 1.0), _with_zero(_batch(), 0.0)]
+    with run, pytest.raises(FloatingPointError, match=r"not finite after step 2 \(.*kernel") as end:
+        future = run.train(iter(batches[:1]), 1, start_step=0)
+        run.check_losses()
+        future = run.train(iter(batches[1:]), 1, start_step=1)
+        assert np.isfinite(future.result()["loss"].value)
+        run.check_losses()
+    assert "though its loss is" in str(end.value)
+    assert (tmp_path / "non_finite_loss/step_2/process_0_of_1.npz").exists()
+
+
+def test_a_loss_whose_update_is_skipped_does_not_end_the_run(tmp_path, caplog):
+    run = _trainer(summary_dir=str(tmp_path), optimizer={"skip_nan_updates": True})
+    bad = _batch()
+    bad["decoder_loss_weights"] = np.full((BATCH, TARGETS), np.nan, np.float32)
+    good = _batch()
+    good["decoder_loss_weights"] = good["decoder_loss_weights"].astype(np.float32)
+    with run:
+        run.train(iter([good, bad, good, good, good]), 5, start_step=0)
+        run.check_losses()
+        assert int(run.train_state.step) == 5
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.train_state.params))
+    assert "the loss of step 2 is nan; updates that are NaN are left out" in caplog.text
+    assert not (tmp_path / "non_finite_loss").exists()
