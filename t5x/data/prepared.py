@@ -133,21 +133,10 @@ class PreparedIterator(clu_iterator.DatasetIterator):
             "tokens": self._tokens.tolist(),
             "examples": self._examples.tolist(),
             "truncated": self._truncated.tolist(),
-            "fingerprint": self.fingerprint,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position.
-
-        Raises:
-          ValueError: it is a position in other data; the message names what differs.
-        """
-        differing = compare(state["fingerprint"], self.fingerprint)
-        if differing:
-            raise ValueError(
-                f"the saved position is one in other data ({differing}); go on with the same data, "
-                "or bind RestoreCheckpointConfig.restore_dataset = False to read from the beginning"
-            )
+        """Goes to a position in the same data: that of the same fingerprint."""
         self._handed_out = state["batches"]
         self._tokens = np.array(state["tokens"], np.int64)
         self._examples = np.array(state["examples"], np.int64)
@@ -159,33 +148,8 @@ class PreparedIterator(clu_iterator.DatasetIterator):
         epath.Path(f"{filename}{_POSITION_SUFFIX}").write_text(json.dumps(self.get_state()))
 
     def restore(self, filename: str | os.PathLike[str]) -> None:
-        """Goes to the position in FILENAME.json.
-
-        Raises:
-          ValueError: there is none, as another reader wrote it, or see `set_state`.
-        """
-        path = epath.Path(f"{filename}{_POSITION_SUFFIX}")
-        if not path.exists():
-            raise ValueError(
-                f"{filename}* is no position in prepared data; go on without PREPARED_DIR, or bind "
-                "RestoreCheckpointConfig.restore_dataset = False to read from the beginning"
-            )
-        self.set_state(json.loads(path.read_text()))
-
-
-def compare(saved: Mapping[str, Any], present: Mapping[str, Any]) -> str:
-    """Names what differs between two fingerprints; empty where nothing does."""
-    parts = []
-    for group in ("kind", "tasks", "vocabulary", "settings"):
-        old, new = saved.get(group), present.get(group)
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            old, new = {group: old}, {group: new}
-        differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if differing:
-            name = differing[0]
-            rest = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-            parts.append(f"{name}{rest}: was {old.get(name)}, is {new.get(name)}")
-    return "; ".join(parts)
+        """Goes to the position in FILENAME.json."""
+        self.set_state(json.loads(epath.Path(f"{filename}{_POSITION_SUFFIX}").read_text()))
 
 
 def open_source(
