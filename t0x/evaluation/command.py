@@ -16,10 +16,10 @@ import seqio
 from etils import epath
 
 from t0x import rank_classification
-from t0x.evaluation import encoding, fingerprints, packing
+from t0x.evaluation import encoding, fingerprints, model_settings, packing
 from t0x.evaluation.file import BAD_ROWS_SHOWN, Ledger, score_file
 from t0x.evaluation.scorer import Scorer
-from t5x import models, partitioning, train_state, utils
+from t5x import gin_utils, models, partitioning, train_state, utils
 from t5x.checkpoints.directories import find_single, get_checkpoint_dir, latest_step
 from t5x.run import settings
 from t5x.run.console import console
@@ -64,7 +64,7 @@ def read_setup(checkpoint: str, gin_files: Sequence[str], bindings: Sequence[str
 
     Raises:
       FileNotFoundError: no gin file is given and none lies beside the checkpoint.
-      ValueError: the configuration has no MODEL.
+      ValueError: the configuration has no MODEL, or the checkpoint's own names what it may not.
     """
     beside = epath.Path(checkpoint).parent / "config.gin"
     if not gin_files and not beside.exists():
@@ -72,11 +72,13 @@ def read_setup(checkpoint: str, gin_files: Sequence[str], bindings: Sequence[str
             f"--checkpoint {checkpoint}: there is no {beside}, which training leaves; give the "
             "model by --gin_file"
         )
-    settings.read(
-        gin_files or [_local_copy(beside)],
-        ["DROPOUT_RATE = 0.0", *bindings],
-        without=TASK_MODULES,
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        files = gin_files
+        if not gin_files:  # it came with the checkpoint: data, not code
+            own = Path(scratch) / "config.gin"
+            own.write_text(_own_model(beside), encoding="utf-8")
+            files = [str(own)]
+        settings.read(files, ["DROPOUT_RATE = 0.0", *bindings], without=TASK_MODULES)
     known = settings.macros()
     if "MODEL" not in known:
         raise ValueError(
@@ -95,13 +97,10 @@ def read_setup(checkpoint: str, gin_files: Sequence[str], bindings: Sequence[str
     )
 
 
-def _local_copy(file: epath.Path) -> str:
-    """The file itself, or a copy of one in a bucket: gin reads local files only."""
-    if "://" not in str(file):
-        return str(file)
-    with tempfile.NamedTemporaryFile("w", suffix=".gin", delete=False) as copy:
-        copy.write(file.read_text())
-    return copy.name
+def _own_model(file: epath.Path) -> str:
+    """gin text of the model in a checkpoint's own configuration."""
+    text = file.read_text() if "://" in str(file) else None
+    return model_settings.read_model(str(file), gin_utils.find_search_paths(), text)
 
 
 def restore(setup: Setup, checkpoint: str) -> tuple[train_state.TrainState, train_state.TrainState]:

@@ -24,6 +24,8 @@ DUPLICATES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # Held by files of old versions and by no model: cross-attention has no relative positions.
 OBSOLETE = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 BUCKETS, MAX_DISTANCE = 32, 128
+# More than any model has: a shape is looped over and multiplied before its weights are met.
+MOST_LAYERS, MOST_OF_AN_AXIS = 1_000, 100_000_000
 _ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 
@@ -68,7 +70,7 @@ def read_config(directory: Directory) -> dict[str, Any]:
     text = directory.read(CONFIG_FILE)
     try:
         config = json.loads(text or b"")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{directory}/{CONFIG_FILE} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{directory}/{CONFIG_FILE} is not a JSON object")
@@ -119,8 +121,13 @@ def model_size(config: Mapping[str, Any], where: str) -> ModelSize:
     fields = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
     if lacking := [field for field in fields if not isinstance(config.get(field), int)]:
         raise ValueError(f"{where} lacks {', '.join(lacking)}")
-    sizes = [config[field] for field in fields]
-    return ModelSize(*sizes, config.get("num_decoder_layers") or config["num_layers"])
+    sizes = {field: config[field] for field in fields}
+    sizes["num_decoder_layers"] = config.get("num_decoder_layers") or config["num_layers"]
+    for field, value in sizes.items():
+        most = MOST_LAYERS if field.endswith("layers") else MOST_OF_AN_AXIS
+        if type(value) is not int or not 0 < value <= most:
+            raise ValueError(f"{where} has {field} = {value!r:.40}; expected 1 to {most:,}")
+    return ModelSize(*sizes.values())
 
 
 def make_config(size: ModelSize, dtype: np.dtype) -> dict[str, Any]:

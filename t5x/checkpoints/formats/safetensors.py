@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from t5x.checkpoints.formats.storage import Directory
+from t5x.checkpoints.formats.storage import Directory, is_url
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -79,9 +79,11 @@ class TensorFiles:
             self._directory.read_into(file, 8, text)
             header = json.loads(text.tobytes())
             header.pop("__metadata__", None)
-            end = 8 + text.size + max((x["data_offsets"][1] for x in header.values()), default=0)
+            end = 8 + text.size + _check_offsets(header)
             self._directory.read_into(file, end - 1, np.zeros(1, np.uint8))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not is_url(path) and os.path.getsize(path) != end:
+                raise ValueError(f"bytes follow its last tensor's at byte {end}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a whole safetensors file ({error}); copy or download it again"
             ) from error
@@ -109,11 +111,26 @@ def _read_index(directory: Directory) -> dict[str, str] | None:
     if text is None:
         return None
     try:
-        return dict(json.loads(text)["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        files = dict(json.loads(text)["weight_map"])
+        for name, file in files.items():
+            if not isinstance(file, str) or os.path.basename(file) != file or not file.strip("."):
+                raise ValueError(f"{name} is in {file!r:.80}, which is no file's name")
+        return files
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{directory}/{INDEX_FILE} is not a whole index ({error}); copy or download it again"
         ) from error
+
+
+def _check_offsets(header: Mapping[str, Any]) -> int:
+    """Where the tensors' bytes end: one tensor's follow another's, as the format has it."""
+    end = 0
+    for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
+        if start != end or stop < start:
+            what = "overlap" if start < end else "leave a gap"
+            raise ValueError(f"its tensors {what} at byte {min(start, end)}")
+        end = stop
+    return end
 
 
 def _tensor(file: str, data_start: int, name: str, entry: Mapping[str, Any]) -> Tensor:
@@ -121,6 +138,8 @@ def _tensor(file: str, data_start: int, name: str, entry: Mapping[str, Any]) -> 
         raise ValueError(f"{name} has dtype {entry['dtype']}, not one of {', '.join(_DTYPES)}")
     dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"{name} has shape {shape!r:.60}")
     if stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has {stop - start} bytes for shape {shape} of {dtype}")
     return Tensor(file, data_start + start, shape, dtype)

@@ -28,6 +28,10 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
+def _is_usual(path: str) -> bool:
+    return os.path.isfile(path) or os.path.isdir(path)
+
+
 class Directory:
     """A directory to read from, or to write small files to.
 
@@ -51,7 +55,10 @@ class Directory:
         return self.__dict__.get("_patient", self._first)
 
     def _read(self, name: str, byte_range: slice = slice(None)) -> ts.KvStore.ReadResult:
-        with translated(f"{self.path}/{name}"):
+        path = f"{self.path}/{self._inside(name)}"
+        if not is_url(path) and os.path.exists(path) and not _is_usual(path):
+            raise UnreadableCheckpointError(f"{path} is no file")  # a pipe would be waited for
+        with translated(path):
             try:
                 return self._files.read(name, byte_range=byte_range).result()
             except ValueError as error:
@@ -60,12 +67,18 @@ class Directory:
                     raise
             return self._patient.read(name, byte_range=byte_range).result()
 
+    def _inside(self, name: str) -> str:
+        """`name`, which files of a checkpoint may give. Raises where it leaves the directory."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UnreadableCheckpointError(f"{self.path} names {name!r:.80}, which is not in it")
+        return name
+
     def __str__(self) -> str:
         return self.path
 
     def spec(self, name: str = "") -> Any:
         """Returns TensorStore's key-value store spec of this directory or of one in it."""
-        path = os.path.join(self.path, name, "") if name else f"{self.path}/"
+        path = f"{self.path}/{self._inside(name)}/" if name else f"{self.path}/"
         return path if is_url(path) else {"driver": "file", "path": os.path.abspath(path) + "/"}
 
     def exists(self, name: str) -> bool:

@@ -201,10 +201,13 @@ def _open_orbax(directory: Directory, checkpoint: str) -> TensorStoreArrays:
     try:
         metadata = json.loads(directory.read(ORBAX_METADATA) or b"")
         leaves = {
-            tuple(map(str, ast.literal_eval(key))): leaf["value_metadata"]
+            tuple(map(str, ast.literal_eval(key))): dict(leaf["value_metadata"])
             for key, leaf in metadata["tree_metadata"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(SyntaxError, RecursionError, MemoryError),  # of literal_eval
+    ) as error:
         if isinstance(error, UnreadableCheckpointError):
             raise
         raise UnreadableCheckpointError(
@@ -281,12 +284,17 @@ def _legacy_leaves(tree: Mapping[str, Any], path: Path = ()) -> Any:
 def _legacy_spec(directory: Directory, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Points a spec, written for some bucket or disk, at where the checkpoint lies now."""
     # TensorStore before 0.1.14 had the path beside the store, not in it.
-    name = spec["kvstore"].get("path", spec.get("path"))
-    if not name:
+    store, metadata = spec["kvstore"], spec["metadata"]
+    name = store.get("path", spec.get("path")) if isinstance(store, Mapping) else None
+    if not name or not isinstance(name, str):
         raise UnreadableCheckpointError(
             f"{directory}/{LEGACY_FILE} has a TensorStore spec without a path"
         )
-    if spec["metadata"].get("dtype") == "<u2":
+    if spec["driver"] != "zarr" or not isinstance(metadata, Mapping):
+        raise UnreadableCheckpointError(
+            f"{directory}/{LEGACY_FILE}: {name:.80} is no zarr array as T5X writes it"
+        )
+    if metadata.get("dtype") == "<u2":
         raise ValueError(
             f"{directory}: {name} is stored as uint16; T5X before 2021-11 wrote bfloat16 so: "
             "convert it there"
