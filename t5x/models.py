@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from flax import core as flax_core
 from flax import linen as nn
 
 from t5x import decoding, losses
-from t5x.attention.selection import platform
 from t5x.metrics import MetricsMap, compute_base_metrics
 from t5x.metrics import count_packed_examples as count_packed_examples
 from t5x.run import former_names
@@ -232,8 +231,9 @@ class DecoderParams:
 class EncoderDecoderModel(BaseTransformerModel):
     """Encoder-decoder over batches of seqio.EncDecFeatureConverter.
 
-    Where the network can return the activations before its logits (ours can), loss, metrics and
-    scores are computed a chunk of logits at a time (`T5Config.loss_chunk_tokens`).
+    Where the network says `loss_chunk_tokens` (ours does), loss, metrics and scores are computed
+    that many target tokens' logits at a time: it then has `logits`, `logits_params` and the
+    argument `return_hidden`. Where it has `for_scoring`, that gives the network to score with.
 
     Args:
       decode_fn: `decoding.beam_search` or `decoding.temperature_sample`, or one like them.
@@ -325,18 +325,18 @@ class EncoderDecoderModel(BaseTransformerModel):
             **network_arguments,
         )
 
-    def _uses_hidden(self) -> bool:
-        """Whether loss and scores can start from the activations before the logits.
+    # Set by a subclass that computes logits or metrics of its own: it is to see all logits.
+    _wants_all_logits: ClassVar[bool] = False
 
-        A subclass that computes its own logits or metrics wants to see all logits.
-        """
-        own = EncoderDecoderModel
-        return (
-            hasattr(type(self.module), "logits_params")
-            and self.module.config.loss_chunk_tokens > 0
-            and type(self)._compute_logits is own._compute_logits
-            and type(self)._compute_metrics is own._compute_metrics
-        )
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if not {"_compute_logits", "_compute_metrics"}.isdisjoint(vars(cls)):
+            cls._wants_all_logits = True
+
+    @property
+    def _chunk_tokens(self) -> int:
+        """Target tokens whose logits exist at a time; 0: all, as networks do that say nothing."""
+        return 0 if self._wants_all_logits else getattr(self.module, "loss_chunk_tokens", 0)
 
     def _logits_from_hidden(self, params: PyTree, hidden: jax.Array) -> jax.Array:
         return self.module.apply({"params": params}, hidden, method="logits")
@@ -351,7 +351,7 @@ class EncoderDecoderModel(BaseTransformerModel):
         loss_normalizing_factor: LossNormalizingFactor = None,
     ) -> tuple[jax.Array, MetricsMap]:
         settings = self._loss_settings(label_smoothing, z_loss, loss_normalizing_factor)
-        if not self._uses_hidden():
+        if not self._chunk_tokens:
             return super().loss_fn(params, batch, dropout_rng, *settings)
         hidden = self._compute_logits(params, batch, dropout_rng, return_hidden=True)
         factor, weights = losses.get_loss_normalizing_factor_and_weights(
@@ -365,7 +365,7 @@ class EncoderDecoderModel(BaseTransformerModel):
             weights,
             label_smoothing=settings.label_smoothing,
             z_loss=settings.z_loss,
-            chunk_tokens=self.module.config.loss_chunk_tokens,
+            chunk_tokens=self._chunk_tokens,
         )
         divisor = 1.0 if factor is None else factor
         loss = sums.loss / divisor
@@ -386,7 +386,7 @@ class EncoderDecoderModel(BaseTransformerModel):
           Scores (B,). With return_intermediates also what the network sowed, to which
           decoder/{target_tokens, loss_weights, token_scores} are added as one-tuples of (B, L).
         """
-        network = self._network_for_scoring()
+        network = getattr(self.module, "for_scoring", lambda: self.module)()
         if network is not self.module:
             scorer = copy.copy(self)
             scorer.module = network
@@ -394,13 +394,13 @@ class EncoderDecoderModel(BaseTransformerModel):
         weights = batch["decoder_loss_weights"]
         targets = batch["decoder_target_tokens"]
         mutable = ["intermediates"] if return_intermediates else False
-        if self._uses_hidden():
-            chunk_tokens = self.module.config.loss_chunk_tokens
+        chunk_tokens = self._chunk_tokens
+        if chunk_tokens:
             network_arguments = {"return_hidden": True}
             logits_fn = self._logits_from_hidden
             logits_params = self.module.logits_params(params)
         else:
-            chunk_tokens, network_arguments, logits_params = 0, {}, {}
+            network_arguments, logits_params = {}, {}
             logits_fn = _identity_logits
         out = self._compute_logits(params, batch, mutable=mutable, **network_arguments)
         hidden, variables = out if return_intermediates else (out, {})
@@ -415,13 +415,6 @@ class EncoderDecoderModel(BaseTransformerModel):
             target_tokens=(targets,), loss_weights=(weights,), token_scores=(token_scores,)
         )
         return scores, intermediates
-
-    def _network_for_scoring(self) -> nn.Module:
-        """The network with the attention that suits a device where no gradient is wanted."""
-        config = getattr(self.module, "config", None)
-        if getattr(config, "attention", None) != "auto" or platform() != "cpu":
-            return self.module
-        return self.module.clone(config=dataclasses.replace(config, attention="halves"))
 
     def _initial_cache(self, params: PyTree, inputs: jax.Array, targets: jax.Array) -> PyTree:
         """Zeros in the shape of the network's autoregressive cache."""

@@ -17,12 +17,14 @@ FEATURE = "task_number"
 
 
 class _NumberedConverter(seqio.EncDecFeatureConverter):
-    """SeqIO packs any feature of tokens, but lets none pass through by its constructor."""
+    """SeqIO packs any feature of tokens, but its constructor lets none pass through if it packs."""
+
+    pack = False
 
     def __init__(self, pack: bool) -> None:
-        super().__init__(pack=pack)
         spec = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
-        self._passthrough_features = {FEATURE: spec}
+        super().__init__(pack=False, passthrough_features={FEATURE: spec})
+        self.pack = pack
 
 
 def get_numbered_dataset(

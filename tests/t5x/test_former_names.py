@@ -25,7 +25,7 @@ from t5x.examples.t5 import network
 partitioner = gin.get_configurable("t5x.partitioning.PjitPartitioner")()
 model = gin.get_configurable("t5x.models.EncoderDecoderModel")()
 model._compute_logits = lambda params, batch, dropout_rng=None: params["logits"]
-model._uses_hidden = lambda: False
+model._wants_all_logits = True
 
 import jax.numpy as jnp
 import numpy as np

@@ -16,6 +16,7 @@ from flax import struct
 from flax.linen import partitioning as nn_partitioning
 
 from t5x.attention import ATTENDED, SAVED_NAMES, WEIGHTS, RelativeBias
+from t5x.attention.selection import platform
 from t5x.examples.t5 import layers
 
 # Adafactor's default: shorter axes are not factored in unrolled matrices.
@@ -342,6 +343,17 @@ class Transformer(nn.Module):
     def scan_layers(self) -> bool:
         """Whether caches carry a leading layers axis (what upstream's models ask for)."""
         return self.config.scan_layers
+
+    @property
+    def loss_chunk_tokens(self) -> int:
+        """Target tokens whose logits a loss is to ask for at a time; 0: all at once."""
+        return self.config.loss_chunk_tokens
+
+    def for_scoring(self) -> "Transformer":
+        """The network with the attention that suits the device where no gradient is wanted."""
+        if self.config.attention != "auto" or platform() != "cpu":
+            return self
+        return self.clone(config=self.config.replace(attention="halves"))
 
     def setup(self) -> None:
         cfg = self.config
