@@ -121,6 +121,31 @@ def postprocess(
     )
 
 
+def rank_row(
+    row: int, choices: Sequence[str], scores: Sequence[float], correct: Sequence[bool]
+) -> Ranking:
+    """Ranks the choices of one row.
+
+    Args:
+        row: its number.
+        choices: their texts.
+        scores: log-probability of each choice, in nats.
+        correct: which of them are right.
+
+    Raises:
+        ValueError: none is, or `rank` raises.
+    """
+    right = [place for place, is_right in enumerate(correct) if is_right]
+    if not right:
+        raise ValueError(
+            f"rank classification: no choice of row {row} is correct: {tuple(choices)}"
+        )
+    best = rank(scores, choices)
+    # Several right answers: the predicted one, if it is among them, is the label.
+    label = best if best in right else right[0]
+    return Ranking(row, tuple(choices), tuple(map(float, scores)), best, label, weight=1.0)
+
+
 def rankings(targets: Sequence[Target], scores: Any) -> list[Ranking]:
     """Groups scored (row, choice) examples by row and ranks each row.
 
@@ -145,22 +170,10 @@ def rankings(targets: Sequence[Target], scores: Any) -> list[Ranking]:
         group_targets, group_scores = zip(*group, strict=True)
         if len(group_targets) < group_targets[0].choices:
             continue
-        choices = tuple(target.choice for target in group_targets)
-        correct = [place for place, target in enumerate(group_targets) if target.is_correct]
-        if not correct:
-            raise ValueError(f"rank classification: no choice of row {row} is correct: {choices}")
-        best = rank(group_scores, choices)
-        ranked.append(
-            Ranking(
-                row,
-                choices,
-                group_scores,
-                prediction=best,
-                # Several right answers: the predicted one, if it is among them, is the label.
-                label=best if best in correct else correct[0],
-                weight=group_targets[best].weight,
-            )
-        )
+        choices = [target.choice for target in group_targets]
+        correct = [target.is_correct for target in group_targets]
+        ranking = rank_row(row, choices, group_scores, correct)
+        ranked.append(ranking._replace(weight=group_targets[ranking.prediction].weight))
     return ranked
 
 

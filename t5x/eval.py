@@ -12,6 +12,7 @@ from etils import epath
 
 from t5x import checkpoints, gin_utils, models, partitioning, train_state, utils
 from t5x import trainer as trainer_lib
+from t5x.data.remarks import say_remarks
 from t5x.run.console import console
 from t5x.run.files import write_whole
 from t5x.run.progress import format_seconds
@@ -244,6 +245,7 @@ def evaluate(
             f"{format_seconds(time.monotonic() - started)} since start"
         )
     evaluator.close()
+    say_remarks(dataset_cfg)
 
 
 def _make_training_eval(

@@ -16,6 +16,7 @@ from etils import epath
 
 from t5x import gin_utils, models, partitioning, utils
 from t5x.data.datasets import get_provider
+from t5x.data.remarks import say_remarks
 from t5x.inference.chunks import Output, Reader, infer_task
 from t5x.inference.files import (
     MODES,
@@ -197,6 +198,7 @@ def infer(
             if merge_chunked_results:
                 output.remove_chunks()
         utils.sync_global_devices(f"inferred {task.name}")
+    say_remarks(dataset_cfg)
 
 
 def _step_of(model: models.BaseModel, mode: str) -> Callable[..., Any]:

@@ -62,6 +62,8 @@ def precompile(
         partitioner=partitioner,
         data_layout=layout,
     )
+    batch = batches.global_shapes
+    batches.close()
     lowered = preparation.lower_train_step(
         trainer_cls or _PLAIN_TRAINER,
         model,
@@ -69,7 +71,7 @@ def precompile(
         preparation.make_initializer(
             utils.TrainStateInitializer, model, partitioner, train_dataset_cfg
         ),
-        batches.global_shapes,
+        batch,
         jax.random.split(jax.random.PRNGKey(random_seed or 42))[1],
     )
     (folder / "lowered_hlo_pre_optimization").write_bytes(

@@ -20,6 +20,7 @@ from t5x import trainer as trainer_lib
 from t5x.checkpoints.directories import get_checkpoint_dir, latest_step, set_aside
 from t5x.checkpoints.reading import UnreadableCheckpointError
 from t5x.checkpoints.restoring import require_checkpoint
+from t5x.data.remarks import say_remarks
 from t5x.data.shapes import count_tokens
 from t5x.run import preemption, processes
 from t5x.run.console import console
@@ -194,7 +195,8 @@ def train(
         )
         if listener.stopped and saving.period:
             save()
-    _finish(trainer, evaluations, manager, listener.stopped)
+    _finish(trainer, evaluations, manager, train_iter, listener.stopped)
+    say_remarks(train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg)
     listener.raise_if_stopped(step, saved=bool(saving.period))
     announcement.say_trained(first_step, step, seconds, batch)
     announcement.say_read(train_iter.count())
@@ -245,9 +247,10 @@ def _finish(
     trainer: trainer_lib.BaseTrainer,
     evaluations: Evaluations,
     manager: Any,
+    train_iter: Any,
     stopped: bool,
 ) -> None:
-    """Waits for everything that is still to be written, on all processes."""
+    """Waits for all that is still to be written, on all processes; ends what was opened."""
     trainer.check_losses()
     trainer.close()
     if not stopped:
@@ -255,6 +258,7 @@ def _finish(
     if manager is not None:
         manager.wait_until_finished()
         manager.close()
+    train_iter.close()
     utils.sync_global_devices("train finished")
 
 

@@ -7,6 +7,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -338,24 +339,28 @@ class RankEvaluator:
         self, task: _Waiting, step: int | None, scores: list[list[float]], checkpoint: str | None
     ) -> tuple[list[Ranking], dict[str, float]]:
         """Ranked rows and metrics of a task; its loggers are called as SeqIO calls them."""
-        targets = [
-            Target((e.row, place), e.correct[place], 1.0, len(tokens), len(e.choices), choice)
-            for e in task.examples
-            for place, (choice, tokens) in enumerate(zip(e.choices, e.tokens.targets, strict=True))
+        ranked = [
+            rank_classification.rank_row(e.row, e.choices, row_scores, e.correct)
+            for e, row_scores in zip(task.examples, scores, strict=True)
         ]
-        flat = [score for row in scores for score in row]
-        ranked = rank_classification.rankings(targets, flat)
         metrics = {"accuracy": 100 * rank_classification.accuracy(ranked)}
         for logger in self._loggers:
             if isinstance(logger, ResultsLogger):
                 self._write_results(logger, task, step, ranked, checkpoint)
                 continue
+            targets = [
+                Target((e.row, place), e.correct[place], 1.0, len(tokens), len(e.choices), choice)
+                for e in task.examples
+                for place, (choice, tokens) in enumerate(
+                    zip(e.choices, e.tokens.targets, strict=True)
+                )
+            ]
             logger(
                 task_name=task.survey.name,
                 step=step,
                 metrics={name: seqio.metrics.Scalar(value) for name, value in metrics.items()},
                 dataset=self._logged_dataset(task, targets),
-                inferences={"score": flat},
+                inferences={"score": list(itertools.chain.from_iterable(scores))},
                 targets=targets,
             )
         return ranked, metrics

@@ -1,11 +1,7 @@
-"""Rows that give no example, or one without a label: counted by task, reason and split, told at
-the end."""
+"""Rows that give no example, or one without a label: counted by task, reason and split."""
 
-import atexit
 import contextlib
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -107,62 +103,18 @@ def counted() -> Iterator[Counter[tuple[str, str]]]:
         _here.counts = before
 
 
-class _AtExit:
-    """Lets tf.data's threads come to rest before the interpreter goes.
-
-    A thread that calls into an interpreter which is shutting down never returns, and the iterator's
-    destructor waits for its threads: the process would hang. Nobody reads any more by then, so the
-    buffers fill, with filler as that is quick, and the calls end.
-    """
-
-    PATIENCE_SECONDS = 20.0
-    QUIET_SECONDS = 0.2
-
-    def __init__(self) -> None:
-        self.begun = False
-        self._active = 0
-        self._calls = 0
-        self._lock = threading.Lock()
-        atexit.register(self.wait)
-
-    @contextlib.contextmanager
-    def busy(self) -> Iterator[None]:
-        with self._lock:
-            self._active += 1
-            self._calls += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._active -= 1
-
-    def wait(self) -> None:
-        """Returns when there was no call for a moment, or patience is at its end."""
-        self.begun = True
-        deadline = time.monotonic() + self.PATIENCE_SECONDS
-        while self._calls and time.monotonic() < deadline:
-            calls = self._calls
-            time.sleep(self.QUIET_SECONDS)
-            if calls == self._calls and not self._active:
-                break
-        if _is_entry_point():
-            for what, counted in (("left out of", skipped_rows()), ("noted in", noted_rows())):
-                for task, reasons in sorted(counted.items()):
-                    counts = ", ".join(
-                        f"{count} ({reason}; {_first[task, reason]})"
-                        for reason, count in reasons.items()
-                    )
-                    print(f"rows {what} {task}: {_printable(counts)}")
+def remarks(task: str) -> list[str]:
+    """A line for the rows that a task left out so far, and one for those that are odd."""
+    lines = []
+    for what, counts in (("left out of", _skipped), ("noted in", _noted)):
+        reasons = _count(counts).get(task, {})
+        if reasons:
+            shown = ", ".join(
+                f"{count} ({reason}; {_first[task, reason]})" for reason, count in reasons.items()
+            )
+            lines.append(f"rows {what} {task}: {_printable(shown)}")
+    return lines
 
 
 def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def _is_entry_point() -> bool:
-    """Whether this process is `python -m t5x.train` or one of its kin."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and spec.name.startswith("t5x.")
-
-
-at_exit = _AtExit()

@@ -2,7 +2,8 @@
 
 Rows are rendered inside tf.data, from row numbers, by a stateless function: so the iterator's state
 is a few counters that `tf.train.Checkpoint` saves, and a restored one goes on with the same rows.
-Rows that give no example are left out and counted (`skipped_rows`).
+Rows that give no example are left out and counted (`skipped_rows`). Who opens an iterator over them
+closes it: its threads call Python, so one that is left open may keep a process from ending.
 """
 
 import itertools
@@ -33,9 +34,9 @@ from t0x.registration.skipped import (
     OTHER_FIELDS,
     TEMPLATE_ERROR,
     UNLABELED,
-    at_exit,
     describe,
     note,
+    remarks,
     skip,
     skipped_in,
 )
@@ -49,7 +50,6 @@ EVAL_SPLIT = "eval"
 NO_TARGET_TEXT = "<NO LABEL>"  # what T0 trains on where the target is empty
 # Filters that draw from a generator seeded with the whole row.
 _DRAWS = re.compile(r"\b(choice|random)\b")
-_FILLER = ("unread", "unread", np.array(["unread"], object))
 
 
 class TaskError(ValueError):
@@ -78,10 +78,7 @@ class _Readers:
             return len(self._readers) - 1
 
     def render(self, reader: np.ndarray, row: np.ndarray) -> tuple[Any, ...]:
-        with at_exit.busy():
-            if at_exit.begun:
-                return _FILLER
-            rendered = self._readers[int(reader)](int(row))
+        rendered = self._readers[int(reader)](int(row))
         if rendered is None:
             return "", "", np.array([], object)
         return rendered.inputs, rendered.targets, np.array(rendered.choices, object)
@@ -183,6 +180,10 @@ class PromptedSource(seqio.DataSource):
         dataset = tf.data.Dataset.range(count)
         dataset = map_shared(dataset, _render_place, ("render", shuffle), arguments)
         return filter_shared(dataset, _has_inputs, "has inputs")
+
+    def remarks(self) -> list[str]:
+        """What a run should say at its end of the rows read so far, those left out above all."""
+        return remarks(self._info.name)
 
     def read(self, split: str, limit: int | None = None) -> Iterator[tuple[int, Rendered]]:
         """Row numbers and rendered rows in order, without tf.data; at most `limit` of them."""

@@ -1,6 +1,7 @@
 """Global batches on the mesh from the batches of each process, with a position to save."""
 
 import functools
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,6 +76,19 @@ class ShardedDatasetIterator(clu_iterator.DatasetIterator):
         """
         count = getattr(self._iterator, "count", None)
         return count() if count else {}
+
+    def close(self) -> None:
+        """Ends the underlying iterator and its threads; nothing can be read or saved afterwards.
+
+        Threads of tf.data that call Python never return from an interpreter that shuts down, and
+        the process would wait for them.
+        """
+        self._iterator, closed = None, self._iterator
+        if hasattr(closed, "close"):
+            closed.close()
+        # tf.data ends an iterator with its last reference, and checkpoints refer to it in circles.
+        del closed
+        gc.collect()
 
     def reset(self) -> None:
         """Starts the underlying dataset again."""

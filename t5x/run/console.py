@@ -92,9 +92,9 @@ class Console:
         for name, value in facts.items():
             self._out.print(Text.assemble((f"  {name:<{width}}  ", "dim"), value))
 
-    def say(self, text: str) -> None:
-        """Prints one line."""
-        if jax.process_index() == 0:
+    def say(self, text: str, by_all: bool = False) -> None:
+        """Prints one line; `by_all`: of every process, for what each knows of its own."""
+        if by_all or jax.process_index() == 0:
             self._out.print(Text(text))
 
     def table(self, table: rich.table.Table) -> None:

@@ -342,6 +342,8 @@ def test_bad_lines_that_are_skipped_are_counted(tmp_path):
         finally:
             gin.clear_config()
     assert registration.skipped_rows()[task] == {BAD_LINE: 1}
+    (line,) = seqio.TaskRegistry.get(task).source.remarks()
+    assert line.startswith(f"rows left out of {task}: 1 ({BAD_LINE}; ")
 
 
 def test_cached_files_are_read_through_a_shuffle_buffer(tmp_path, monkeypatch):
