@@ -1,6 +1,7 @@
 """`t0x prepare` from request to manifest: survey, plan, write, assemble."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -152,8 +153,10 @@ def _plan(
         before = {"settings": settings, "examples": None, "total_rate": 0.0, "sources": {}}
     unknown = [label for label in sources if label not in before["sources"]]
     if unknown:
-        with Progress(console, len(unknown), "datasets surveyed"):
-            runner(request, [Job(label) for label in unknown], lambda *_: None)
+        with Progress(console, len(unknown), "datasets surveyed") as progress:
+            numbers = itertools.count(1)
+            surveys_of = [Job(label) for label in unknown]
+            runner(request, surveys_of, lambda *_: progress.update(next(numbers)))
         failed = jobs.read_failures(request, unknown)
         surveys = jobs.read_surveys(request, [label for label in unknown if label not in failed])
         if not before["sources"]:

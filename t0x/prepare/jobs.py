@@ -49,7 +49,7 @@ def run_job(request: Request, job: Job, report: Callable[[int, int], None]) -> b
     Args:
         request: what is prepared.
         job: what to do.
-        report: called with numbers of rows that are done, and that were before.
+        report: called with numbers of rows that are done, and that were before; once for a survey.
 
     Returns:
         False where the source cannot be read, which is recorded; any other error is raised.
@@ -57,7 +57,10 @@ def run_job(request: Request, job: Job, report: Callable[[int, int], None]) -> b
     source = open_sources(request)[job.label]
     try:
         if job.plan is None:
-            shards.write_json(_place(request, "surveys", job.label), _survey(request, source))
+            try:
+                shards.write_json(_place(request, "surveys", job.label), _survey(request, source))
+            finally:
+                report(1, 0)
         else:
             shards.write_shards(request, source, job.plan, job.shards, report)
     except SourceError as error:
