@@ -1,6 +1,7 @@
 """`t0x prompts`: install, list, show, render, validate and start prompt templates."""
 
 import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,22 +60,27 @@ def list_templates(
 
     Example: [bold]t0x prompts list ag_news[/bold]
     """
-    entries = list(_entries(dataset))
+    unread: list[str] = []
+    entries = _entries(dataset, unread.append)
     if as_json:
         typer.echo(json.dumps([_record(*entry) for entry in entries], ensure_ascii=False))
-        return
-    if not entries:
+    elif entries:
+        _print_table(entries)
+    elif not unread:
         raise LookupError("no templates found; get promptsource's with `t0x prompts install`")
-    _print_table(entries)
+    if unread:
+        raise ValueError(f"{len(unread)} files left out: {'; '.join(unread)}")
 
 
-def _entries(name: str | None) -> "list[tuple[str, str | None, Template]]":
+def _entries(
+    name: str | None, report: Callable[[str], None]
+) -> "list[tuple[str, str | None, Template]]":
     from t0x.prompts.authoring import resolve
     from t0x.prompts.collection import default_collection
 
     collection = default_collection()
     if name is None:
-        return list(collection.templates())
+        return list(collection.templates(report))
     subsets = [key for key in collection.datasets() if key[0] == name]
     chosen = subsets or [resolve(collection, name)]
     return [(*key, template) for key in chosen for template in collection.get(*key).values()]

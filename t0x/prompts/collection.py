@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
@@ -41,9 +41,21 @@ class TemplateCollection:
                 return shelf.get((dataset, subset))
         raise LookupError(self._missing(dataset, subset))
 
-    def templates(self) -> Iterator[tuple[str, str | None, Template]]:
-        """Every (dataset, subset, template), in sorted order; brings the cache up to date."""
-        everything = {key: self.get(*key) for key in self.datasets()}
+    def templates(
+        self, report: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[str, str | None, Template]]:
+        """Every (dataset, subset, template), in sorted order; brings the cache up to date.
+
+        A file that cannot be read raises ValueError or, given `report`, is told and left out.
+        """
+        everything = {}
+        for key in self.datasets():
+            try:
+                everything[key] = self.get(*key)
+            except ValueError as error:
+                if report is None:
+                    raise
+                report(str(error))
         for shelf in self._shelves:
             shelf.save()
         for (dataset, subset), named in everything.items():

@@ -12,6 +12,16 @@ from t0x.prompts.template import FILE_NAME, Metadata, Template
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Plain YAML plus promptsource's two tags, read as mappings; no repeated keys."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        # What PyYAML raises for `!!bool maybe`, `!!timestamp foo`, the 40th of May, 5,000 digits.
+        except (ValueError, KeyError, AttributeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r:.40} is no {kind}", node.start_mark
+            ) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) != len(node.value):
@@ -27,8 +37,31 @@ def _construct(loader: _Loader, node: yaml.Node) -> dict:
     return loader.construct_mapping(node, deep=True)
 
 
+LARGEST_DOCUMENT = 1 << 23  # characters, and 32 for each node
 _Loader.add_constructor("!Template", _construct)
 _Loader.add_constructor("!TemplateMetadata", _construct)
+
+
+def _load(text: str | bytes) -> Any:
+    """The document, built only once it is known how large it is with its aliases written out."""
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        size, pending = 0, [root] if root else []
+        while pending:
+            node = pending.pop()
+            size += 32
+            if isinstance(node, yaml.ScalarNode):
+                size += len(node.value)
+            elif isinstance(node, yaml.MappingNode):
+                pending += [part for pair in node.value for part in pair]
+            else:
+                pending += node.value
+            if size > LARGEST_DOCUMENT:
+                raise ValueError(f"more than {LARGEST_DOCUMENT:,} characters, aliases written out")
+        return loader.construct_document(root) if root else None
+    finally:
+        loader.dispose()
 
 
 def parse_templates(text: str | bytes, origin: str) -> list[Template]:
@@ -37,8 +70,8 @@ def parse_templates(text: str | bytes, origin: str) -> list[Template]:
     Raises ValueError, one line that names `origin`, the template and the field.
     """
     try:
-        document = yaml.load(text, _Loader)  # a safe loader with two more mapping tags
-    except (yaml.YAMLError, RecursionError) as error:
+        document = _load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"{origin}: {' '.join(str(error).split())[:200]}") from error
     entries = document.get("templates") if isinstance(document, dict) else None
     if not isinstance(entries, dict):
@@ -82,6 +115,8 @@ def read_templates(path: str | Path) -> dict[str, Template]:
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no template file at {path}")
+    if path.stat().st_size > LARGEST_DOCUMENT:
+        raise ValueError(f"{path}: more than {LARGEST_DOCUMENT:,} bytes")
     return by_name(parse_templates(path.read_bytes(), str(path)), str(path))
 
 

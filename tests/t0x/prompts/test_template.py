@@ -180,6 +180,9 @@ def test_file_is_read_with_its_metadata():
     assert template.reference == "written for this test"
 
 
+BOMB = "x0: &a0 [z, z]\n" + "".join(f"x{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -196,6 +199,14 @@ def test_file_is_read_with_its_metadata():
             "two templates are named 'n'",
         ),
         ("templates: " + "[" * 3000, "templates.yaml"),
+        ("templates: {a: !Template {name: n, jinja: !!bool maybe}}", "'maybe' is no bool"),
+        ("templates: {a: !Template {name: n, jinja: !!timestamp foo}}", "'foo' is no timestamp"),
+        ("templates: {a: !Template {name: n, jinja: x, id: 2020-40-40}}", "is no timestamp"),
+        ("templates: {a: !Template {name: n, jinja: x, id: " + "9" * 5000 + "}}", "is no int"),
+        (BOMB + "templates: {a: !Template {name: *a59, jinja: x}}", "aliases written out"),
+        (BOMB + "templates: {a: !Template {name: n, jinja: x, id: *a59}}", "aliases written out"),
+        ("a: &a [*a]\ntemplates: *a", "aliases written out"),
+        ("a: &a " + "x" * 10**5 + "\ntemplates: [" + "*a, " * 999 + "]", "aliases written out"),
     ],
 )
 def test_bad_file_is_named_in_one_line(text, message, tmp_path, monkeypatch):
@@ -223,6 +234,18 @@ def test_collection_searches_directories_in_order(tmp_path):
     assert [(d, s, t.name) for d, s, t in collection.templates()][-1] == ("user/data", "part", "q")
     with pytest.raises(LookupError, match=r"no templates for dat .*did you mean data"):
         collection.get("dat")
+
+
+def test_file_that_cannot_be_read_leaves_the_others(tmp_path):
+    write(tmp_path / "good", "a")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/templates.yaml").write_text("templates: {a: !!bool maybe}")
+    collection, unread = TemplateCollection([tmp_path]), []
+    assert [d for d, *_ in collection.templates(unread.append)] == ["good"]
+    assert len(unread) == 1
+    assert "bad/templates.yaml: 'maybe' is no bool" in unread[0]
+    with pytest.raises(ValueError, match="is no bool"):
+        list(collection.templates())
 
 
 def test_collection_cache_is_used_and_notices_changes(tmp_path, monkeypatch):
