@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from t0x.prompts.collection import TemplateCollection
+from t0x.prompts.collection import TemplateCollection, dataset_of
 from t0x.prompts.files import parse_templates
 from t0x.prompts.labels import missing_label, show
+from t0x.prompts.task_names import SCORE_EVAL, task_name
 from t0x.prompts.template import FILE_NAME, SEPARATOR, RenderError, Template
 
 _ROWS_LOOKED_AT = 200
@@ -74,6 +75,7 @@ def validate(path: Path, rows: Sequence[Mapping[str, Any]] = ()) -> tuple[int, l
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"no {FILE_NAME} at {path}")
     count, findings = 0, []
+    tasks: dict[str, tuple[Path, str]] = {}
     for file in files:
         try:
             templates = parse_templates(file.read_bytes(), str(file))
@@ -84,10 +86,29 @@ def validate(path: Path, rows: Sequence[Mapping[str, Any]] = ()) -> tuple[int, l
         names = [template.name for template in templates]
         for name in sorted({name for name in names if names.count(name) > 1}):
             findings.append(Finding("error", file, name, "another template has this name"))
+        key = dataset_of(file.parent.absolute(), path.absolute() if path.is_dir() else None)
+        findings += _colliding(file, key, {t.name: t for t in templates}, tasks)
         for template in templates:
             for level, text in _check(template, rows):
                 findings.append(Finding(level, file, template.name, text))
     return count, findings
+
+
+def _colliding(
+    file: Path,
+    dataset: tuple[str, str | None],
+    templates: Mapping[str, Template],
+    tasks: dict[str, tuple[Path, str]],
+) -> Iterator[Finding]:
+    """Templates whose task, or its twin, has a name that another's has; adds theirs to `tasks`."""
+    for name, template in templates.items():
+        task = task_name(*dataset, name)
+        for made in [task, task + SCORE_EVAL] if template.answer_choices else [task]:
+            other, whose = tasks.setdefault(made, (file, name))
+            if (other, whose) != (file, name):
+                text = f"its task is called {made}, and so is one of template {whose!r}"
+                where = "" if other == file else f" of {other}"
+                yield Finding("error", file, name, f"{text}{where}; rename one")
 
 
 def _check(template: Template, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -134,6 +134,12 @@ def _key(parts: tuple[str, ...]) -> tuple[str, str | None]:
     return "/".join(parts[:depth]), "/".join(parts[depth:]) or None
 
 
+def dataset_of(folder: Path, collection: Path | None) -> tuple[str, str | None]:
+    """(dataset, subset) of a template file's folder, as far as a collection's folder tells."""
+    parts = folder.relative_to(collection).parts if collection else ()
+    return _key(parts) if parts else (folder.name, None)
+
+
 def _pack(template: Template) -> list:
     noted = template.metadata
     return [

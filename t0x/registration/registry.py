@@ -1,11 +1,10 @@
 """The prompted tasks registered so far, by name."""
 
-import re
 from dataclasses import dataclass, field
 
+from t0x.prompts.task_names import SCORE_EVAL as SCORE_EVAL
+from t0x.prompts.task_names import task_name as task_name
 from t0x.registration.dataset import TaskInfo
-
-SCORE_EVAL = "_score_eval"
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,3 @@ def task_info(name: str) -> TaskInfo:
 def task_infos() -> dict[str, TaskInfo]:
     """All tasks registered here, by name, in the order of registration."""
     return dict(TASKS)
-
-
-def task_name(dataset: str, subset: str | None, template: str) -> str:
-    """P3's name of a (dataset, prompt) pair: every run of other characters becomes one _."""
-    return re.sub(r"[^\w.]+", "_", "_".join(filter(None, (dataset, subset, template))))

@@ -10,6 +10,7 @@ says or, of a manual download, as its owners name them; a dataset without subset
 had when the prompts were written, `t0x.sources.schemas` says so.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -253,13 +254,31 @@ def open_rows(
 
 
 def underscore_fields(row: Row) -> dict[str, Any]:
-    """The row as templates see it: plain values, underscores for hyphens in top-level names.
+    """The row as templates see it: plain values, top-level names that Jinja can name.
 
     Raises:
         SchemaError: two fields would have one name.
     """
-    fields = {name.replace("-", "_"): as_plain(value) for name, value in row.items()}
+    fields = {field_name(name): as_plain(value) for name, value in row.items()}
     if len(fields) != len(row):
-        names = ", ".join(name for name in row if "-" in name)
+        names = ", ".join(name for name in row if field_name(name) != name)
         raise schemas.SchemaError(f"{names}: another field has that name with underscores")
     return fields
+
+
+@functools.lru_cache(maxsize=4096)
+def field_name(name: str) -> str:
+    """What templates call a field: an underscore for each character that no name in Jinja has.
+
+    So `food-id` is `food_id` and `Review Text` is `Review_Text`; an underscore goes before a digit
+    (`_2nd`) and after a word of Jinja's own (`if_`).
+    """
+    named = "".join(letter if f"a{letter}".isidentifier() else "_" for letter in name)
+    if not named.isidentifier():
+        named = f"_{named}"
+    return f"{named}_" if named in _JINJA_WORDS else named
+
+
+_JINJA_WORDS = frozenset(
+    {"and", "else", "if", "in", "is", "not", "or", "none", "true", "false", "None", "True", "False"}
+)

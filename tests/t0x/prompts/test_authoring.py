@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from t0x.cli.prompts import app
+from t0x.prompts import authoring
 from t0x.prompts.collection import TemplateCollection
 from t0x.prompts.files import read_templates
 from t0x.prompts.install import index_url, install
@@ -350,3 +351,45 @@ def test_commands_of_the_documentation_run(tmp_path):
         if command != "install":
             result = run(*command.split())
             assert result.exit_code == 0 and result.stdout, f"{command}: {result.exception}"
+
+
+ODD_FIELDS = {"Review Text": "fine", "2nd": "a", "é-ü": 1, "if": "x", "a.b": 2, "": 3, "food-id": 1}
+
+
+def test_new_prompts_work_for_fields_of_any_name(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ODD_FIELDS) + "\n")
+    sample = list(authoring.read_rows(rows))
+    assert list(sample[0]) == ["Review_Text", "_2nd", "é_ü", "if_", "a_b", "_", "food_id"]
+    path = authoring.create("odd", tmp_path, list(sample[0]))
+    count, findings = authoring.validate(path, sample)
+    assert (count, findings) == (2, [])
+    choices = authoring.parse_templates(path.read_bytes(), "x")
+    texts = [template.apply(sample[0]) for template in choices]
+    assert all("Review_Text: fine" in parts[0] for parts in texts)
+
+
+def file_of(tmp_path, folder, *names, choices="a ||| b"):
+    (tmp_path / folder).mkdir(parents=True)
+    entries = "".join(
+        f"  id{i}: !Template\n    name: {json.dumps(name)}\n    jinja: x ||| a\n"
+        f"    answer_choices: {choices}\n"
+        for i, name in enumerate(names)
+    )
+    (tmp_path / folder / "templates.yaml").write_text(f"templates:\n{entries}")
+
+
+@pytest.mark.parametrize(
+    ("files", "task"),
+    [
+        ({"d": ["a b", "a-b"]}, "d_a_b"),
+        ({"d": ["ask", "ask_score_eval"]}, "d_ask_score_eval"),
+        ({"d/e": ["x"], "d_e": ["x"]}, "d_e_x"),
+    ],
+)
+def test_prompts_that_would_be_one_task_are_found(tmp_path, files, task):
+    for folder, names in files.items():
+        file_of(tmp_path, folder, *names)
+    _, findings = authoring.validate(tmp_path)
+    assert [finding.level for finding in findings][:1] == ["error"]
+    assert f"its task is called {task}, and so is one of template" in findings[0].text
