@@ -74,7 +74,8 @@ def validate(path: Path, rows: Sequence[Mapping[str, Any]] = ()) -> tuple[int, l
     files = sorted(path.rglob(FILE_NAME)) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"no {FILE_NAME} at {path}")
-    count, findings = 0, []
+    count = 0
+    findings: list[Finding] = []
     tasks: dict[str, tuple[Path, str]] = {}
     for file in files:
         try:
@@ -140,9 +141,9 @@ def _check_rows(template: Template, rows: Sequence[Mapping[str, Any]]) -> Iterat
             counts.setdefault(("error", f"does not render: {text}"), []).append(number)
             continue
         if (problem := _row_problem(template, row, parts, choices)) is not None:
-            *key, detail = problem
-            counts.setdefault(tuple(key), []).append(number)
-            firsts.setdefault(tuple(key), detail and f": {detail}")
+            level, what, detail = problem
+            counts.setdefault((level, what), []).append(number)
+            firsts.setdefault((level, what), detail and f": {detail}")
     for key, numbers in counts.items():
         first = f"first row {numbers[0]}{firsts.get(key, '')}"
         yield key[0], f"{key[1]} ({len(numbers)} of {len(rows)} rows, {first})"
@@ -185,7 +186,7 @@ def scaffold(dataset: str, fields: Sequence[str]) -> str:
             f"no {SEPARATOR} yes",
         ),
     ]
-    document = {"dataset": name, **({"subset": subset} if subset else {})}
+    document: dict[str, Any] = {"dataset": name, **({"subset": subset} if subset else {})}
     document["templates"] = {entry.fields["id"]: entry for entry in entries}
     return yaml.dump(document, Dumper=_Dumper, allow_unicode=True, sort_keys=True)
 

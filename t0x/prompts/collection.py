@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from t0x.prompts.files import read_templates
 from t0x.prompts.template import FILE_NAME, Metadata, Template
@@ -79,7 +80,7 @@ class _Shelf:
         self._directory = directory
         digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
         self._store = cache / f"{digest}.json" if cache else None
-        self._parsed: dict[str, list] | None = None
+        self._parsed: dict[str, list[Any]] | None = None
         self._stale = False
 
     @cached_property
@@ -104,7 +105,7 @@ class _Shelf:
         self._stale = True
         return named
 
-    def _load(self) -> dict[str, list]:
+    def _load(self) -> dict[str, list[Any]]:
         if self._store is None or not self._store.is_file():
             return {}
         try:
@@ -140,7 +141,7 @@ def dataset_of(folder: Path, collection: Path | None) -> tuple[str, str | None]:
     return _key(parts) if parts else (folder.name, None)
 
 
-def _pack(template: Template) -> list:
+def _pack(template: Template) -> list[Any]:
     noted = template.metadata
     return [
         *(template.name, template.jinja, template.answer_choices, template.reference, template.id),
@@ -148,10 +149,10 @@ def _pack(template: Template) -> list:
     ]
 
 
-def _unpack(fields: list) -> Template:
-    *texts, original_task, choices_in_prompt, metrics, languages = fields
-    noted = Metadata(original_task, choices_in_prompt, tuple(metrics), tuple(languages))
-    return Template(*texts, noted)
+def _unpack(fields: list[Any]) -> Template:
+    name, jinja, choices, reference, key, original_task, choices_in_prompt, *lists = fields
+    noted = Metadata(original_task, choices_in_prompt, *map(tuple, lists))
+    return Template(name, jinja, choices, reference, key, noted)
 
 
 def cache_directory() -> Path:

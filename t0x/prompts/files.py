@@ -8,8 +8,10 @@ import yaml
 
 from t0x.prompts.template import FILE_NAME, Metadata, Template
 
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+
+class _Loader(_SafeLoader):
     """Plain YAML plus promptsource's two tags, read as mappings; no repeated keys."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -22,7 +24,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
                 None, None, f"{node.value!r:.40} is no {kind}", node.start_mark
             ) from error
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) != len(node.value):
             keys = [key.value for key, _ in node.value]
@@ -33,7 +35,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return mapping
 
 
-def _construct(loader: _Loader, node: yaml.Node) -> dict:
+def _construct(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
@@ -80,7 +82,9 @@ def parse_templates(text: str | bytes, origin: str) -> list[Template]:
 
 
 def _parse_template(key: Any, entry: Any, origin: str) -> Template:
-    def take(source: dict, name: str, kinds: type | tuple, default: Any = None) -> Any:
+    def take(
+        source: dict[Any, Any], name: str, kinds: type | tuple[type, ...], default: Any = None
+    ) -> Any:
         value = source.get(name, default)
         if not isinstance(value, kinds):
             shown = entry.get("name", key)

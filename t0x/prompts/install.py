@@ -115,7 +115,9 @@ def _unpack(content: bytes, target: Path) -> None:
                 continue
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(archive.extractfile(member).read())
+            file = archive.extractfile(member)
+            assert file is not None  # it is a file
+            path.write_bytes(file.read())
             names.append(str(name))
     if not names:
         raise ValueError(f"{ARCHIVE} holds no template files")

@@ -79,9 +79,12 @@ def _plain(value: Any, name: str) -> Any:
         return {_plain(key, name): _plain(item, name) for key, item in value.items()}
     if hasattr(kind, "tolist"):
         return _plain(value.tolist(), name)
-    for base in (list, tuple, str, int):
+    for base in (list, tuple):
+        if isinstance(value, base):
+            return base([_plain(item, name) for item in value])
+    for base in (str, int):
         if isinstance(value, base) and kind is not bool:
-            return base([_plain(item, name) for item in value] if base in (list, tuple) else value)
+            return base(value)
     try:
         measure(value)
     except TypeError as error:

@@ -34,7 +34,8 @@ _FORBIDDEN = (nodes.Block, nodes.Extends, nodes.Include, nodes.Import, nodes.Fro
 _DATA = (str, bytes, int, float, list, tuple, dict, LoopContext, Cycler, Macro, Namespace)
 _DATES = frozenset({"year", "month", "day", "hour", "minute", "second", "isoformat", "strftime"})
 _PLAIN = frozenset({str, int, float, bool, type(None), list, tuple, dict, Undefined})
-_VIEWS = (type({}.keys()), type({}.items()))
+_EMPTY: dict[Any, Any] = {}
+_VIEWS = (type(_EMPTY.keys()), type(_EMPTY.items()))
 
 
 class OverBound(Exception):
@@ -61,12 +62,13 @@ class Sandbox(SandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(optimized=False, finalize=_print)
-        self.globals = {name: self.globals.get(name, zip) for name in cost.FUNCTIONS}
-        self.filters.update(choice=_choose, random=_choose_if_any, highlight=_highlight)
-        self.filters.update(most_frequent=_most_frequent, truncate=_truncate, turns=_turn)
-        self.filters["string"] = _print_text
+        self.globals: dict[str, Any] = {n: self.globals.get(n, zip) for n in cost.FUNCTIONS}
+        filters: dict[str, Any] = self.filters
+        filters.update(choice=_choose, random=_choose_if_any, highlight=_highlight)
+        filters.update(most_frequent=_most_frequent, truncate=_truncate, turns=_turn)
+        filters["string"] = _print_text
 
-    def call_binop(self, context: _Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Numbers here; what else these operators do is for the worker."""
         if operator == "-" and type(left) in _VIEWS:
             raise TypeError("what is left of keys has no order")
@@ -100,6 +102,7 @@ def _turn(context: _Context, items: Any, steps: int) -> Any:
     """What a loop goes through, whose turns take so many steps for each character of the row."""
     if not hasattr(items, "__len__"):
         items = list(items)
+    assert context.steps is not None  # loops are metered in this process alone
     context.steps -= (len(items) + 1) * steps * context.size
     if context.steps < 0:
         raise OverBound("loop")
@@ -129,7 +132,7 @@ def _highlight(text: str) -> str:
     return "<span style='color: #F08080'>" + text + "</span>"
 
 
-def _most_frequent(items: Iterable[Any]) -> list | None:
+def _most_frequent(items: Iterable[Any]) -> list[Any] | None:
     """The items that occur most often, in order of appearance; None for no items."""
     counts = Counter(items)
     highest = max(counts.values(), default=0)

@@ -39,7 +39,7 @@ class Worker:
     """This process's worker: started when first needed, and again after it was ended."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._lock = threading.Lock()
 
@@ -62,6 +62,7 @@ class Worker:
     def _exchange(self, content: bytes) -> dict[str, Any]:
         if self._process is None:
             self._start()
+        assert self._process is not None and self._pipe is not None
         try:
             self._pipe.send_bytes(content)
             answer = json.loads(self._pipe.recv_bytes())
@@ -90,7 +91,7 @@ class Worker:
     def stop(self) -> None:
         """Ends the process."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is not None and self._pipe is not None:
             process.kill()
             process.wait()
             self._pipe.close()
