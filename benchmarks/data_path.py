@@ -10,7 +10,7 @@ calls.
 Cases: start (seconds and memory to the first packed batch of 16 rows), rate (examples per processor
 second, how full rows are), p3_like (rows of log-normal lengths), draws (frequencies against rates),
 killed (processes killed at random, 1, 2 and 4 in turn), losses (20 steps through both paths),
-tokens (real tokens in a step at T0's batch).
+tokens (real tokens in a step at T0's batch), prepare (`t0x prepare` against seqio_cache_tasks).
 """
 
 import argparse
@@ -25,6 +25,7 @@ import sys
 import time
 from pathlib import Path
 
+import data_path_prepare
 import numpy as np
 
 from t5x.data import records, store
@@ -464,7 +465,12 @@ def tokens(work):
     }
 
 
-CASES = {f.__name__: f for f in (start, rate, p3_like, draws, killed, losses, tokens)}
+def prepare(_work):
+    """`t0x prepare` against SeqIO's writer of caches (data_path_prepare.py)."""
+    return data_path_prepare.prepare()
+
+
+CASES = {f.__name__: f for f in (start, rate, p3_like, draws, killed, losses, tokens, prepare)}
 
 
 def main():
