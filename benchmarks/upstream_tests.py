@@ -68,7 +68,10 @@ REASONS = (
         r"|num_decodes|Mock|test_write_metrics_summary|get_zeros_batch_like_spec|zip\(\) argument",
         "looks at, or replaces, an inner part that ours has not",
     ),
-    (r"fake_input_shapes_and_types", "hands the network's cache its inputs as a mock knows them"),
+    (
+        r"fake_input_shapes_and_types",
+        "our cache is traced for its shape alone, the test looks at values",
+    ),
     (r"error_for_other_type", "an int is a number to act on, upstream wants a float"),
     (r"get_training_eval_datasets|isinstance\(\) arg 2", "wants airio, or a converter it mocks"),
 )
