@@ -8,12 +8,11 @@ from typing import Any
 
 import gin
 import jax
-import seqio
 from absl import app, flags, logging
 
 from t5x import gin_utils
 from t5x.checkpoints.queue import finish_writing
-from t5x.run import preemption
+from t5x.run import precheck, preemption
 from t5x.run.console import console, summarise_error
 
 FLAGS = flags.FLAGS
@@ -58,13 +57,29 @@ def run(entry_point: Callable[..., Any], argv: Sequence[str] | None = None) -> N
     run_chosen(lambda: entry_point, argv)
 
 
-def run_chosen(choose: Callable[[], Callable[..., Any]], argv: Sequence[str] | None = None) -> None:
-    """Parses the command line, then configures and calls the entry point that `choose` returns.
+def check(entry_point: str) -> None:
+    """Ends the process where the command line and its gin files, as mere text, show a mistake.
 
-    Ends the process with exit code 1 and one line on stderr when anything goes wrong; 2 when the
-    command line itself is at fault.
+    For modules to call before they import what takes seconds.
+
+    Args:
+      entry_point: name of the function that `run` will be given.
     """
-    define_flags()
+    _parse_flags(None)
+    paths = [*FLAGS.gin_search_paths, *gin_utils.find_search_paths()]
+    try:
+        gin_utils.require_files(paths, FLAGS.gin_file)
+        if not FLAGS.dry_run:
+            precheck.require_macros(entry_point, FLAGS.gin_file, FLAGS.gin_bindings, paths)
+    except (FileNotFoundError, ValueError) as error:
+        console.fail(error)
+        sys.exit(1)
+
+
+def _parse_flags(argv: Sequence[str] | None) -> None:
+    """Parses the command line, which sends logs to a file; ends the process if it is wrong."""
+    if "gin_file" not in FLAGS:
+        define_flags()
     try:
         words = gin_utils.rewrite_gin_args(sys.argv if argv is None else argv)
         rest = FLAGS([spell_flag(word) for word in words])
@@ -79,6 +94,15 @@ def run_chosen(choose: Callable[[], Callable[..., Any]], argv: Sequence[str] | N
     if not FLAGS.verbose:
         console.capture()
     logging.set_verbosity(logging.INFO)
+
+
+def run_chosen(choose: Callable[[], Callable[..., Any]], argv: Sequence[str] | None = None) -> None:
+    """Parses the command line, then configures and calls the entry point that `choose` returns.
+
+    Ends the process with exit code 1 and one line on stderr when anything goes wrong; 2 when the
+    command line itself is at fault.
+    """
+    _parse_flags(argv)
     try:
         _run(choose())
     except preemption.Preempted as stop:
@@ -111,6 +135,8 @@ def _run(entry_point: Callable[..., Any]) -> None:
             initialization_timeout=FLAGS.initialization_timeout,
             heartbeat_timeout_seconds=FLAGS.heartbeat_timeout,
         )
+    import seqio  # takes seconds
+
     if FLAGS.tfds_data_dir:
         seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
     seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)

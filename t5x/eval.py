@@ -1,5 +1,10 @@
 """Evaluates checkpoints: `python -m t5x.eval --gin_file=EVAL.gin [--gin.NAME=VALUE ...]`."""
 
+if __name__ == "__main__":  # a mistake is told before the imports below, which take seconds
+    from t5x import cli
+
+    cli.check("evaluate")
+
 import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -307,6 +312,4 @@ def _several_of_one_step(step: int) -> ValueError:
 
 
 if __name__ == "__main__":
-    from t5x import cli
-
     cli.run(evaluate)

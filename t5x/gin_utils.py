@@ -33,6 +33,18 @@ def find_search_paths() -> list[str]:
     return [*paths, str(epath.Path(__file__).parent.parent)]
 
 
+def require_files(gin_search_paths: Sequence[str], gin_files: Sequence[str]) -> None:
+    """Raises FileNotFoundError where a gin file is in none of the search paths."""
+    for name in gin_files:
+        names = (name, former_names.redirect_file(name))
+        places = [epath.Path(path) / file for path in ("", *gin_search_paths) for file in names]
+        if not any(place.exists() for place in places):
+            raise FileNotFoundError(
+                f"--gin_file={name} is in none of {', '.join(gin_search_paths)}; give its path or "
+                "add its folder to --gin_search_paths"
+            )
+
+
 def parse_gin_flags(
     gin_search_paths: Sequence[str],
     gin_files: Sequence[str],
@@ -58,14 +70,7 @@ def parse_gin_flags(
         if path not in _search_paths_added:
             gin.add_config_file_search_path(path)
             _search_paths_added.add(path)
-    for name in gin_files:
-        names = (name, former_names.redirect_file(name))
-        places = [epath.Path(path) / file for path in ("", *gin_search_paths) for file in names]
-        if not any(place.exists() for place in places):
-            raise FileNotFoundError(
-                f"--gin_file={name} is in none of {', '.join(gin_search_paths)}; give its path or "
-                "add its folder to --gin_search_paths"
-            )
+    require_files(gin_search_paths, gin_files)
     try:
         gin.parse_config_files_and_bindings(
             gin_files, None, skip_unknown=skip_unknown, finalize_config=False

@@ -5,6 +5,11 @@ its marker are written; a run that was killed goes on after the last chunk that 
 is written exactly once.
 """
 
+if __name__ == "__main__":  # a mistake is told before the imports below, which take seconds
+    from t5x import cli
+
+    cli.check("infer")
+
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -219,6 +224,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    from t5x import cli
-
     cli.run(infer)

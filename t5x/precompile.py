@@ -1,5 +1,10 @@
 """Compiles the train step, no more: `python -m t5x.precompile --gin_file=PRECOMPILE.gin …`."""
 
+if __name__ == "__main__":  # a mistake is told before the imports below, which take seconds
+    from t5x import cli
+
+    cli.check("precompile")
+
 import functools
 import time
 from collections.abc import Callable
@@ -92,6 +97,4 @@ def precompile(
 
 
 if __name__ == "__main__":
-    from t5x import cli
-
     cli.run(precompile)

@@ -3,6 +3,11 @@
 Reads top to bottom: data, train state, trainer and evaluations, loop.
 """
 
+if __name__ == "__main__":  # a mistake is told before the imports below, which take seconds
+    from t5x import cli
+
+    cli.check("train")
+
 import contextlib
 import gc
 import time
@@ -383,6 +388,4 @@ def _collected_by_hand(period: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    from t5x import cli
-
     cli.run(train)

@@ -36,12 +36,15 @@ def explain(message: str) -> str:
         text = f"%{match['name']} is not set; give --gin.{match['name']}=VALUE"
         return _complain(text, match["name"], bound_macros(), message)
     if _REQUIRED_MACRO.search(message):
-        names = [name for name, value in bound_macros().items() if is_required(value)]
-        are = "is" if len(names) == 1 else "are"
-        return f"{', '.join(names)} {are} not set; give " + " ".join(
-            f"--gin.{name}=VALUE" for name in names
-        )
+        return describe_required([x for x, value in bound_macros().items() if is_required(value)])
     return message
+
+
+def describe_required(names: Sequence[str]) -> str:
+    """What to say of macros that have no value and need one."""
+    are = "is" if len(names) == 1 else "are"
+    settings = " ".join(f"--gin.{name}=VALUE" for name in names)
+    return f"{', '.join(names)} {are} not set; give {settings}"
 
 
 def _complain(text: str, name: str, known: Iterable[str], message: str) -> str:
