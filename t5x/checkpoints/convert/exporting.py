@@ -113,11 +113,20 @@ def _check_space(directory: Path, needed: int) -> None:
 
 def _check_activations(settings: Mapping[str, str], checkpoint: str) -> None:
     text = settings.get("mlp_activations")
-    if text and tuple(ast.literal_eval(text)) != _GATED_GELU:
+    if text and _literal(text) != _GATED_GELU:
         raise ValueError(
             f"{checkpoint} was trained with T5Config.mlp_activations = {text}; Hugging Face's T5 "
             f"v1.1 has {_GATED_GELU}"
         )
+
+
+def _literal(text: str) -> object:
+    """A value of a config.gin; None for what is no literal of Python's."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _size_of(parameters: Mapping[str, StoredArray], checkpoint: str) -> ModelSize:
@@ -268,7 +277,7 @@ def _write_tokenizer(
             shutil.copy(file, directory / file.name)
         if files:
             return []
-        vocabulary = ast.literal_eval(settings.get("sentencepiece_model_file", "None"))
-    if vocabulary is None or not os.path.exists(vocabulary):
+        vocabulary = _literal(settings.get("sentencepiece_model_file", "None"))
+    if not isinstance(vocabulary, str) or not os.path.isfile(vocabulary):
         return ["no tokenizer was written: name its SentencePiece model with --vocabulary"]
     return write_tokenizer(Path(vocabulary), directory, size.vocab_size)

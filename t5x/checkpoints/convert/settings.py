@@ -35,6 +35,7 @@ seqio.SentencePieceVocabulary:
   extra_ids = {extra_ids}
 """
 SENTINELS = 100
+_LARGEST_GIN = 1 << 20
 
 
 def make_gin(
@@ -114,8 +115,10 @@ def read_gin(path: Path) -> dict[str, str]:
 
     Keys: 'mlp_activations', 'sentencepiece_model_file'; those that are bound.
     """
-    if not path.exists():
+    if not path.is_file():
         return {}
+    if path.stat().st_size > _LARGEST_GIN:
+        raise ValueError(f"{path} is no gin of a run: it has more than {_LARGEST_GIN:,} bytes")
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
     found = {}
     for name in ("mlp_activations", "sentencepiece_model_file"):
