@@ -156,9 +156,8 @@ def train(
         rng=trainer_rng,
     )
     del state
-    trainer.train_metrics_manager.write_scalar(
-        "timing/init_or_restore_seconds", time.monotonic() - started, first_step
-    )
+    writer = trainer.train_metrics_manager
+    writer.write_scalar("timing/init_or_restore_seconds", time.monotonic() - started, first_step)
     evaluator = infer_eval_dataset_cfg and eval_lib.InferenceEvaluator(
         infer_eval_dataset_cfg,
         inference_evaluator_cls,
@@ -170,7 +169,7 @@ def train(
     evaluations = Evaluations(
         trainer, train_eval_datasets, evaluator, initializer.train_state_axes, judge, listener
     )
-    summarize_config_fn(model_dir, trainer.train_metrics_manager.summary_writer, first_step)
+    summarize_config_fn(model_dir, writer.summary_writer, first_step)
     steps = f"{first_step} to {total_steps}, {origin}"
     announcement.announce(
         model, initializer, partitioner, train_dataset_cfg, train_iter, steps, model_dir
@@ -183,7 +182,7 @@ def train(
             manager.save(trainer.train_state, checkpoint_cfg.save.state_transformation_fns)
 
     saving = checkpoint_cfg.save or utils.SaveCheckpointConfig(period=None)
-    timetable = Timetable(
+    table = Timetable(
         Entry(saving.period, save, saving.checkpoint_steps or ()),
         Entry(eval_period if evaluations else 0, evaluations.run),
         Entry(gc_period, gc.collect),
@@ -195,9 +194,7 @@ def train(
     if saving.period:
         save()
     with listener.listen(), _collected_by_hand(gc_period):
-        step, seconds = _take_steps(
-            trainer, train_iter, batch, first_step, timetable, judge, listener
-        )
+        step, seconds = _take_steps(trainer, train_iter, batch, first_step, table, judge, listener)
         if listener.stopped and saving.period:
             save()
     _finish(trainer, evaluations, manager, train_iter, listener.stopped)
