@@ -141,6 +141,10 @@ def score_checkpoint(
     for name, path in (("--data", data), ("--vocabulary", vocabulary)):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"{name} {path}: no such file")
+    if data.suffix in (".gz", ".zst", ".parquet"):
+        raise ValueError(
+            f"--data {data}: rows are read from JSON lines; unpack or convert it first"
+        )
     checkpoint = find_checkpoint(checkpoint)
     setup = read_setup(checkpoint, gin_files, bindings)
     words = setup.model.input_vocabulary, setup.model.output_vocabulary

@@ -21,6 +21,7 @@ from typing import IO, Any
 from t0x import rank_classification
 from t0x.evaluation import encoding
 from t0x.evaluation.scorer import Scorer
+from t5x.data import json_lines
 from t5x.run.console import console
 from t5x.run.files import naming, write_whole
 
@@ -37,13 +38,11 @@ class Row:
     """A line of the file: the record and its tokens, or why it cannot be scored; neither if blank.
 
     Attributes:
-      number: of the line, from 1.
-      line: its bytes.
+      line: its place and bytes.
       label: position of the right choice, where the record tells.
     """
 
-    number: int
-    line: bytes
+    line: json_lines.Line
     record: dict[str, Any] | None = None
     encoded: encoding.Encoded | None = None
     label: int | None = None
@@ -121,9 +120,11 @@ def score_file(
     """Scores a file; the output appears whole, once everything is scored.
 
     Args:
-      data: JSONL rows {"inputs", "choices", "label"?}; label is a position or a choice's text.
-      out: gets each row with "scores" and "prediction" added; bad rows go to <out>.bad.jsonl as
-        {"line", "error", "text"}, line numbers starting at 1; <out>.ledger.json says how far it is.
+      data: JSONL rows {"inputs", "choices", "label"?}; label is a position or a choice's text, null
+        or -1 where there is none.
+      out: gets each row as it is written with "scores" and "prediction" added; bad rows, those that
+        have such a field already among them, go to <out>.bad.jsonl as {"line", "error", "text"},
+        line numbers starting at 1; <out>.ledger.json says how far it is.
       settings: fingerprints of all that decides on scores, by name; what was begun with the same
         ones, and with the same data so far, is gone on with.
       overwrite: start from scratch whatever is there.
@@ -192,11 +193,17 @@ def _find_ledger(files: _Files, settings: Mapping[str, str], overwrite: bool) ->
 def _digest(path: Path, size: int) -> Any:
     """Digest of a file's first bytes; of fewer where there are not as many."""
     digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(min(_BLOCK, size)):
-            digest.update(block)
-            size -= len(block)
+    _update(digest, path, 0, size)
     return digest
+
+
+def _update(digest: Any, path: Path, start: int, end: int) -> None:
+    """Takes a part of a file into a digest."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(min(_BLOCK, end - start)):
+            digest.update(block)
+            start += len(block)
 
 
 def _holds(path: Path, size: int, digest: str) -> bool:
@@ -229,10 +236,7 @@ def _score_rest(
     size = max(files.data.stat().st_size, 1)
     with files.data.open("rb") as lines, console.progress(size, "bytes") as bar:
         lines.seek(ledger.data_bytes)
-        rows = (
-            parse_row(number, line, encoder)
-            for number, line in enumerate(lines, start=ledger.lines + 1)
-        )
+        rows = (parse_row(line, encoder) for line in json_lines.read(lines, ledger.lines + 1))
         for window in _windows(rows, scorer, ledger):
             started = time.monotonic() - scorer.compile_seconds
             again = scorer.encoded_again
@@ -245,10 +249,10 @@ def _score_rest(
                     side.write(bad)
                     _sync(side)
             out_digest.update(results)
-            for row in window:
-                data_digest.update(row.line)
-                ledger.data_bytes += len(row.line)
-            ledger.lines = window[-1].number
+            last = window[-1].line
+            end = last.start + last.length
+            _update(data_digest, files.data, ledger.data_bytes, end)
+            ledger.data_bytes, ledger.lines = end, last.number
             ledger.out_bytes += len(results)
             ledger.bad_bytes += len(bad)
             ledger.data_digest, ledger.out_digest = data_digest.hexdigest(), out_digest.hexdigest()
@@ -264,35 +268,32 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def parse_row(number: int, line: bytes, encoder: encoding.ChoiceEncoder) -> Row:
+def parse_row(line: json_lines.Line, encoder: encoding.ChoiceEncoder) -> Row:
     """Checks and tokenises one line."""
-    if not line.strip():
-        return Row(number, line)
+    if line.is_blank:
+        return Row(line)
     try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return Row(number, line, error="not UTF-8")
-    except (ValueError, RecursionError) as error:
-        return Row(number, line, error=f"not JSON: {error}")
-    if not isinstance(record, dict):
-        return Row(number, line, error="not a JSON object")
+        record = line.parse()
+    except json_lines.LineError as error:
+        return Row(line, error=f"not a JSON object: {error}")
+    if taken := [name for name in ("scores", "prediction") if name in record]:
+        # What is there is somebody's; a row that was scored before would be scored as another.
+        return Row(line, error=f"has a field {taken[0]!r} already, which scoring writes; rename it")
     inputs, choices = record.get("inputs"), record.get("choices")
     if not isinstance(inputs, str) or not inputs.strip():
-        return Row(number, line, error="field 'inputs' is not a text with words")
+        return Row(line, error="field 'inputs' is not a text with words")
     texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
     if not texts or not choices:
-        return Row(number, line, error="field 'choices' is not a list of texts")
+        return Row(line, error="field 'choices' is not a list of texts")
     label = record.get("label")
     if isinstance(label, str) and label in choices:
         label = choices.index(label)
+    if label == -1 and not isinstance(label, bool):
+        label = None  # as splits without labels have it
     whole = isinstance(label, int) and not isinstance(label, bool)
     if label is not None and not (whole and 0 <= label < len(choices)):
-        return Row(number, line, error=f"field 'label' is {label!r}, which is none of the choices")
-    try:
-        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except ValueError as error:  # halves of surrogate pairs; NaN and infinities
-        return Row(number, line, error=f"not writable as JSON: {error}")
-    return Row(number, line, record, encoder.encode(inputs, choices), label)
+        return Row(line, error=f"field 'label' is {label!r:.80}, which is none of the choices")
+    return Row(line, record, encoder.encode(inputs, choices), label)
 
 
 def _windows(rows: Iterator[Row], scorer: Scorer, ledger: Ledger) -> Iterator[list[Row]]:
@@ -344,9 +345,8 @@ def _score_window(window: Sequence[Row], scorer: Scorer, ledger: Ledger) -> tupl
         try:
             prediction = rank_classification.rank(scores, choices)
         except ValueError as error:
-            raise ValueError(f"line {row.number}: {error}; is the checkpoint whole?") from None
-        result = {**row.record, "scores": scores, "prediction": prediction}
-        results.append(json.dumps(result, ensure_ascii=False) + "\n")
+            raise ValueError(f"line {row.line.number}: {error}; is the checkpoint whole?") from None
+        results.append(_with_results(row.line.data, scores, prediction))
         ledger.examples += 1
         ledger.inputs_cut += row.encoded.input_cut
         ledger.choices_cut += row.encoded.choices_cut
@@ -360,8 +360,15 @@ def _score_window(window: Sequence[Row], scorer: Scorer, ledger: Ledger) -> tupl
             continue
         ledger.bad += 1
         if len(ledger.first_bad) < BAD_ROWS_SHOWN:
-            ledger.first_bad.append((row.number, row.error))
-        text = row.line.decode("utf-8", errors="replace").rstrip("\r\n")
-        record = {"line": row.number, "error": row.error, "text": text}
+            ledger.first_bad.append((row.line.number, row.error))
+        text = row.line.data.decode("utf-8", errors="replace").rstrip("\r\n")
+        record = {"line": row.line.number, "error": row.error, "text": text}
         bad.append(json.dumps(record) + "\n")
-    return "".join(results).encode("utf-8"), "".join(bad).encode("utf-8")
+    return b"".join(results), "".join(bad).encode("utf-8")
+
+
+def _with_results(line: bytes, scores: Sequence[float], prediction: int) -> bytes:
+    """A row with its results after its own fields, which stay as they are written."""
+    row = line.removeprefix(b"\xef\xbb\xbf").strip()
+    results = json.dumps({"scores": scores, "prediction": prediction})
+    return row[:-1].rstrip() + b", " + results[1:].encode("utf-8") + b"\n"

@@ -58,23 +58,31 @@ class Line:
     def is_blank(self) -> bool:
         return not self.data.removeprefix(_BOM).strip()
 
-    def parse(self) -> dict[str, Any]:
-        """The object on the line. Raises LineError."""
+    @property
+    def text(self) -> str:
+        """The line as text, for files of plain lines. Raises LineError."""
         if self.length > len(self.data):
             raise LineError(f"longer than {LONGEST_LINE >> 20} MiB")
-        return parse(self.data)
+        return _decode(self.data)
+
+    def parse(self) -> dict[str, Any]:
+        """The object on the line. Raises LineError."""
+        return parse_text(self.text)
 
 
 def parse(data: bytes) -> dict[str, Any]:
     """The object on one line. Raises LineError with the reason where it is none."""
+    return parse_text(_decode(data))
+
+
+def _decode(data: bytes) -> str:
     data = data.removeprefix(_BOM)
     if b"\0" in data:
-        raise LineError("a NUL byte; is it UTF-16? JSON lines are UTF-8")
+        raise LineError("a NUL byte; is it UTF-16? Lines are UTF-8")
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LineError(f"not UTF-8 at byte {error.start + 1}") from error
-    return parse_text(text)
 
 
 def parse_text(text: str) -> dict[str, Any]:
@@ -209,4 +217,4 @@ def describe(path: object, problems: Mapping[int, str]) -> str:
     named = ", ".join(f"line {number} ({reason})" for number, reason in shown)
     more = len(problems) - len(shown)
     are = "1 line is" if len(problems) == 1 else f"{len(problems)} lines are"
-    return f"{path}: {are} no JSON object: {named}{f' and {more} more' if more else ''}"
+    return f"{path}: {are} no row: {named}{f' and {more} more' if more else ''}"

@@ -14,6 +14,8 @@ import tensorflow as tf
 from etils import epath
 from google.protobuf.message import DecodeError
 
+from t5x.data import json_lines
+from t5x.run.console import console
 from t5x.run.files import written_whole
 
 # (results by row, auxiliary values by name and row)
@@ -32,6 +34,7 @@ def create_task_from_tfexample_file(
     targets_key: str | None,
     features: Mapping[str, seqio.Feature],
     task_id: str | None = None,
+    bad_lines: str = "error",
 ) -> str:
     """Registers a SeqIO task over files, with the split 'infer'.
 
@@ -43,6 +46,8 @@ def create_task_from_tfexample_file(
       targets_key: name of the field with the target's text, which only scoring needs, or None.
       features: the task's features 'inputs' and 'targets'.
       task_id: end of the task's name; a digest of the arguments when None.
+      bad_lines: what to do with lines that are no row: 'error', or 'skip' to leave them out and say
+        how many. (Ours; of 'jsonl' and 'text', which may be packed as .gz or .zst.)
 
     Returns:
       The task's name, 'infer_<task_id>'.
@@ -50,6 +55,10 @@ def create_task_from_tfexample_file(
     Raises:
       ValueError: the type is unknown, no file is there, or a line lacks a field.
     """
+    if bad_lines not in ("error", "skip"):
+        raise ValueError(
+            f"create_task_from_tfexample_file.bad_lines = '{bad_lines}' is not 'error' or 'skip'"
+        )
     if file_type not in FILE_TYPES:
         raise ValueError(
             f"create_task_from_tfexample_file.file_type = '{file_type}' is not one of "
@@ -67,7 +76,7 @@ def create_task_from_tfexample_file(
         source = RecordSource(files, [key for key in keys.values() if key])
         rekey = [functools.partial(seqio.preprocessors.rekey, key_map=keys)]
     else:
-        source, rekey = _source_of_lines(files, file_type, keys), []
+        source, rekey = _source_of_lines(files, file_type, keys, bad_lines), []
     task = seqio.TaskRegistry.add(
         f"infer_{task_id}",
         source=source,
@@ -130,10 +139,10 @@ class RecordSource(seqio.TFExampleDataSource):
 
 
 def _source_of_lines(
-    files: Sequence[str], file_type: str, keys: Mapping[str, str | None]
+    files: Sequence[str], file_type: str, keys: Mapping[str, str | None], bad_lines: str
 ) -> seqio.FunctionDataSource:
     """All rows, read at once, so that a bad line is known before anything is computed."""
-    rows = [row for file in files for row in _read_lines(file, file_type, keys)]
+    rows = [row for file in files for row in _read_rows(file, file_type, keys, bad_lines)]
     columns = {name: [row[name] for row in rows] for name in keys}
     return seqio.FunctionDataSource(
         lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(columns),
@@ -142,26 +151,42 @@ def _source_of_lines(
     )
 
 
-def _read_lines(
-    file: str, file_type: str, keys: Mapping[str, str | None]
+def _read_rows(
+    path: str, file_type: str, keys: Mapping[str, str | None], bad_lines: str
 ) -> Iterator[dict[str, str]]:
-    for number, line in enumerate(epath.Path(file).read_text().split("\n"), start=1):
-        if not line.strip():
-            continue
-        if file_type == "text":
-            yield {"inputs": line, "targets": ""}
-            continue
-        try:
-            row = json.loads(line)
-            yield {name: _text_of(row, key) if key else "" for name, key in keys.items()}
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}") from error
+    bad: dict[int, str] = {}
+    with json_lines.open_unpacked(path) as file:
+        for line in json_lines.read(file):
+            if line.is_blank:
+                continue
+            try:
+                yield _row_of(line, file_type, keys)
+            except json_lines.LineError as error:
+                bad[line.number] = str(error)
+    if bad:
+        message = json_lines.describe(path, bad)
+        if bad_lines == "error":
+            raise ValueError(
+                f"{message}; mend them or bind create_task_from_tfexample_file.bad_lines = 'skip'"
+            )
+        console.say(f"{message}; left out")
 
 
-def _text_of(row: Any, key: str) -> str:
-    text = row.get(key) if isinstance(row, dict) else None
+def _row_of(
+    line: json_lines.Line, file_type: str, keys: Mapping[str, str | None]
+) -> dict[str, str]:
+    if file_type == "text":
+        return {"inputs": line.text.rstrip("\r\n"), "targets": ""}
+    row = line.parse()
+    return {name: _text_of(row, key) if key else "" for name, key in keys.items()}
+
+
+def _text_of(row: Mapping[str, Any], key: str) -> str:
+    text = row.get(key)
     if not isinstance(text, str):
-        raise ValueError(f"no text under '{key}'; bind create_task_from_tfexample_file's keys")
+        raise json_lines.LineError(
+            f"no text under '{key}'; bind create_task_from_tfexample_file's keys"
+        )
     return text
 
 

@@ -242,15 +242,22 @@ def test_the_run_file_for_files(run, constant, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"inputs": "a"}\n{"input": "b"}', r"rows, line 2: no text under 'inputs'"),
-        ('{"inputs": "a"}\nnot json', r"rows, line 2: Expecting value"),
-        ('{"inputs": 3}', r"rows, line 1: no text under 'inputs'"),
+        ('{"inputs": "a"}\n{"input": "b"}', r"rows: .*line 2 \(no text under 'inputs'"),
+        ('{"inputs": "a"}\nnot json', r"rows: .*line 2 \(Expecting value"),
+        ('{"inputs": 3}', r"rows: .*line 1 \(no text under 'inputs'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, text, message):
     (tmp_path / "rows").write_text(text)
     with pytest.raises(ValueError, match=message):
         create_task_from_tfexample_file([str(tmp_path / "rows")], "jsonl", "inputs", None, {})
+    path = tmp_path / "others"
+    path.write_text("\ufeff" + '{"inputs": "whole"}\r\n' + text)
+    name = create_task_from_tfexample_file(
+        [str(path)], "jsonl", "inputs", None, {}, bad_lines="skip"
+    )
+    expected = 1 + text.startswith('{"inputs": "a"}')
+    assert seqio.TaskRegistry.get(name).num_input_examples("infer") == expected
 
 
 @pytest.mark.parametrize(

@@ -207,25 +207,29 @@ def test_bad_rows_are_told_by_line(tmp_path):
         b'{"inputs": "a \\ud800", "choices": ["a"]}',
         b"\xff\xfe",
         b"[" * 100_000,
-        b'{"inputs": "a", "choices": ["a"], "x": NaN}',
+        b'{"inputs": "a", "choices": ["a"], "prediction": "mine"}',
         b'{"inputs": " ", "choices": ["a"]}',
         b'{"inputs": "a", "choices": "a"}',
         b'{"inputs": "a", "choices": ["a", 1]}',
         b'{"inputs": "a", "choices": ["a", "b"], "label": true}',
-        b'{"inputs": "a", "choices": ["a", "b"], "label": -1}',
+        b'{"inputs": "a", "choices": ["a", "b"], "label": -2}',
         b"",
-        b'{"inputs": "a", "choices": ["a", "b"], "label": "b"}\r',
+        b'{"inputs": "a", "choices": ["a", "b"], "label": "b", "id": 12345678901234567890123}\r',
+        b'{"label": -1, "x": NaN, "inputs": "a", "choices": ["a", "b"] } ',
     ]
     data, out = tmp_path / "data", tmp_path / "out"
     data.write_bytes(b"\n".join(lines))
     ledger, _ = _score(data, out)
-    assert (ledger.examples, ledger.bad, ledger.labelled) == (1, 9, 1)
+    assert (ledger.examples, ledger.bad, ledger.labelled) == (2, 9, 1)
     bad = [json.loads(line) for line in (tmp_path / "out.bad.jsonl").read_text().splitlines()]
     assert [row["line"] for row in bad] == list(range(1, 10))
-    for row, reason in zip(
-        bad, ["surrogates", "not UTF-8", "not JSON", "JSON compliant"], strict=False
-    ):
+    reasons = ["surrogate", "not UTF-8", "not a JSON object", "'prediction' already"]
+    for row, reason in zip(bad, reasons, strict=False):
         assert reason in row["error"]
+    # Rows are as they were written, whatever their numbers.
+    whole, other = out.read_bytes().splitlines()
+    assert whole.startswith(lines[10][:-2] + b', "scores": [')
+    assert other.startswith(lines[11][:-3] + b', "scores": [')
     assert bad[5]["text"] == lines[5].decode()
 
 

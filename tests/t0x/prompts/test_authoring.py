@@ -233,7 +233,7 @@ def test_render_marks_the_rows_that_fail_and_goes_on(tmp_path):
         (("render", "birds", "--template", "fly", "--rows", "none.jsonl"), "no such file"),
         (
             ("render", "birds", "--template", "fly", "--rows", "bad.jsonl"),
-            "bad.jsonl: 1 line is no JSON object: line 2 (a list, not an object)",
+            "bad.jsonl: 1 line is no row: line 2 (a list, not an object)",
         ),
         (("validate", "nowhere"), "nowhere"),
         (("new", "../birds"), "no dataset name"),

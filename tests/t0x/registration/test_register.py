@@ -333,7 +333,7 @@ def test_bad_lines_that_are_skipped_are_counted(tmp_path):
     (task,) = registration.register_dataset(
         name, tmp_path, {"write": WRITE}, output_features=FEATURES
     ).train
-    with pytest.raises(ValueError, match=r"train\.jsonl: 1 line is no JSON object: line 2"):
+    with pytest.raises(ValueError, match=r"train\.jsonl: 1 line is no row: line 2"):
         examples(task)
     with gin.unlock_config():
         gin.bind_parameter("t0x.sources.Settings.bad_lines", "skip")

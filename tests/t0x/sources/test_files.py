@@ -91,7 +91,7 @@ def test_json_gives_what_datasets_gives(tmp_path, load, name):
 def test_what_datasets_refuses_is_refused(tmp_path, load, line):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + line + "\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl: 1 line is no JSON object: line 2 \("):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: 1 line is no row: line 2 \("):
         len(sources.open_file(path))
     with pytest.raises(Exception, match="error occurred while generating"):
         load("json", path)

@@ -50,7 +50,7 @@ def test_a_file_is_opened_once_and_again_when_it_changed(data_dir):
 def test_bad_lines_are_named_by_number(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b'{"a": 1}\n\n{"a": 2\n[3]\n{"a": 4}\n\xff\xfe\n')
-    with pytest.raises(ValueError, match=r"3 lines are no JSON object: line 3 .*line 4 .*line 6"):
+    with pytest.raises(ValueError, match=r"3 lines are no row: line 3 .*line 4 .*line 6"):
         len(sources.open_file(path))
     skipping = sources.open_file(path, bad_lines="skip")
     assert list(skipping) == [{"a": 1}, {"a": 4}]

@@ -137,7 +137,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 
 def test_bad_lines_are_described_in_one_line():
-    assert json_lines.describe("f", {3: "why"}) == "f: 1 line is no JSON object: line 3 (why)"
+    assert json_lines.describe("f", {3: "why"}) == "f: 1 line is no row: line 3 (why)"
     many = json_lines.describe("f", dict.fromkeys(range(1, 10), "why"))
-    assert many.startswith("f: 9 lines are no JSON object: line 1 (why)")
+    assert many.startswith("f: 9 lines are no row: line 1 (why)")
     assert many.endswith("line 5 (why) and 4 more")
