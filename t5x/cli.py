@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from t5x import gin_utils
 from t5x.checkpoints.queue import finish_writing
-from t5x.run import precheck, preemption
+from t5x.run import interruption, precheck, preemption
 from t5x.run.console import console, summarise_error
 
 FLAGS = flags.FLAGS
@@ -104,6 +104,7 @@ def run_chosen(choose: Callable[[], Callable[..., Any]], argv: Sequence[str] | N
     """
     _parse_flags(argv)
     try:
+        interruption.unwind()
         _run(choose())
     except preemption.Preempted as stop:
         console.say(summarise_error(stop))
@@ -112,8 +113,11 @@ def run_chosen(choose: Callable[[], Callable[..., Any]], argv: Sequence[str] | N
         jax.distributed.shutdown()
         os._exit(preemption.EXIT_CODE)
     except KeyboardInterrupt:
-        console.fail(InterruptedError("interrupted"))
-        sys.exit(130)
+        interruption.leave_at_once()  # the second time
+        print("interrupted", file=console.errors, flush=True)
+        finish_writing(timeout=60)
+        sys.stdout.flush()
+        os._exit(interruption.EXIT_CODE)
     except Exception as error:
         console.fail(error)
         # Worker threads of a failed run (metrics, checkpoints) must not keep it alive, but a

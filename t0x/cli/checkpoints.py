@@ -1,10 +1,11 @@
 """`t0x checkpoints`: what a run has saved."""
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
+
+from t0x.cli import shared
 
 app = typer.Typer(help="Checkpoints of any format: list and inspect them.", no_args_is_help=True)
 
@@ -15,15 +16,15 @@ def list_checkpoints(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
 ) -> None:
     """List the checkpoints of a run: step, size on disk, parameters, layout, what else is there."""
-    from rich.console import Console
     from rich.table import Table
 
     from t5x.checkpoints.convert import inspection
+    from t5x.run.terminal import make_console
 
     found = inspection.list_checkpoints(model_dir)
     if as_json:
         rows = [dataclasses.asdict(facts) for facts in found]
-        typer.echo(json.dumps([{k: v for k, v in row.items() if k != "arrays"} for row in rows]))
+        shared.echo_json([{k: v for k, v in row.items() if k != "arrays"} for row in rows])
         return
     table = Table(box=None, pad_edge=False)
     for name in ("step", "on disk", "parameters"):
@@ -40,7 +41,7 @@ def list_checkpoints(
             "yes" if facts.has_optimizer else "no",
             "yes" if facts.has_dataset else "no",
         )
-    Console().print(table)
+    make_console().print(table)
 
 
 @app.command(name="inspect")
@@ -59,9 +60,9 @@ def inspect_checkpoint(
 
     facts = inspection.inspect_checkpoint(find_checkpoint(checkpoint), with_digests=hashes)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(facts)))
+        shared.echo_json(dataclasses.asdict(facts))
         return
-    typer.echo(
+    shared.echo(
         f"{facts.path}: step {facts.step}, {facts.parameters:,} parameters, {facts.layout} layers, "
         f"{facts.format}, {_megabytes(facts.bytes_on_disk)} on disk"
     )
@@ -71,7 +72,7 @@ def inspect_checkpoint(
         line = (
             f"{array.path:<{width}}  {shape:>16}  {array.dtype:<8}  {_megabytes(array.bytes):>10}"
         )
-        typer.echo(f"{line}  {array.sha256}" if array.sha256 else line)
+        shared.echo(f"{line}  {array.sha256}" if array.sha256 else line)
 
 
 def _megabytes(size: int | None) -> str:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from t0x.cli import shared
+
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -85,9 +87,9 @@ def convert(
             **common,
         )
     count = f"{summary.parameters:,} parameters in {summary.arrays} arrays"
-    typer.echo(f"wrote {summary.path}: {count}")
+    shared.echo(f"wrote {summary.path}: {count}")
     for note in summary.notes:
-        typer.echo(note)
+        shared.echo(note)
 
 
 def _require_model(path: str) -> None:
@@ -104,10 +106,11 @@ def _require_model(path: str) -> None:
 
 
 def _track(items: Sequence[Any]) -> Iterable[Any]:
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    from t5x.run.terminal import make_console
+
+    console = make_console(stderr=True)
     return track(
         items, "converting", console=console, transient=True, disable=not console.is_terminal
     )

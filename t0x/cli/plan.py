@@ -1,7 +1,6 @@
 """`t0x plan`: what a run costs on a TPU slice, asked of the compiler rather than of a slice."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,11 +71,10 @@ def plan(
             estimates = [_estimate(gin_file, bindings, place, (), dump)]
         shown.append(_show(estimates, steps, price, as_json))
     if len(shown) > 1 and not as_json:
-        from rich.console import Console
-
         from t0x.plan import text
+        from t5x.run.terminal import make_console
 
-        text.print_comparison(shown, Console())
+        text.print_comparison(shown, make_console())
 
 
 def _numbers(text: str) -> list[int]:
@@ -101,7 +99,7 @@ def _estimate(
     dump: Path | None = None,
 ) -> "Estimate":
     # Said before, because the compiler can end the whole process and then nothing more is said.
-    typer.echo(f"compiling for {place.name}: minutes, for billions of parameters", err=True)
+    shared.echo(f"compiling for {place.name}: minutes, for billions of parameters", err=True)
     with shared.quiet():
         from t0x.plan import estimate, step
         from t5x.run.files import write_whole
@@ -135,10 +133,10 @@ def _sweep(
             "give larger --model_parallel or fewer --microbatches"
         )
     if len(tried) > limit:
-        typer.echo(f"only the first {limit} candidates are tried (--limit)", err=True)
+        shared.echo(f"only the first {limit} candidates are tried (--limit)", err=True)
     estimates = []
     for number, candidate in enumerate(tried[:limit], 1):
-        typer.echo(f"{number}/{min(len(tried), limit)}: {candidate}", err=True)
+        shared.echo(f"{number}/{min(len(tried), limit)}: {candidate}", err=True)
         estimates.append(_estimate(gin_files, bindings, place, candidate.bindings()))
     return estimates
 
@@ -147,17 +145,16 @@ def _show(
     estimates: list["Estimate"], steps: int | None, price: float | None, as_json: bool
 ) -> "Estimate":
     """Prints the estimates of one slice; returns the best."""
-    from rich.console import Console
-
     from t0x.plan import text
+    from t5x.run.terminal import make_console
 
     ranked = text.rank(estimates)
     best = ranked[0]
     if as_json:
         for estimate in ranked:
-            typer.echo(json.dumps(estimate.as_dict(steps or estimate.step.steps, price)))
+            shared.echo_json(estimate.as_dict(steps or estimate.step.steps, price))
         return best
-    console = Console()
+    console = make_console()
     if len(estimates) > 1:
         text.print_ranking(estimates, console)
     text.print_estimate(best, steps or best.step.steps, price, console)

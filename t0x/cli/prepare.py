@@ -161,11 +161,11 @@ def build_request(
 def _run(
     request: "Request", runner: str, count: int | None, options: list[str], overwrite: bool
 ) -> None:
-    import rich.console
 
     from t0x.prepare import command
+    from t5x.run.terminal import make_console
 
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     if runner == "beam":
         from t0x.prepare.beam import run_on_beam
 
@@ -183,7 +183,7 @@ def _show(request: "Request", manifest: "Manifest", seconds: float) -> None:
     entries = manifest.of_split(request.split)
     skipped = sum((Counter(entry.skipped) for entry in entries), Counter())
     for reason, count in skipped.most_common():
-        typer.echo(f"left out: {count:,} rows ({reason})")
+        shared.echo(f"left out: {count:,} rows ({reason})")
     total = sum(task.rate for task in (*entries, *manifest.missing) if task.split == request.split)
     missing: dict[str, list[Missing]] = {}
     for task in manifest.missing:
@@ -192,12 +192,12 @@ def _show(request: "Request", manifest: "Manifest", seconds: float) -> None:
     for reason, tasks in missing.items():
         share = sum(task.rate for task in tasks) / total if total else 0.0
         more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
-        typer.echo(
+        shared.echo(
             f"missing: {tasks[0].task}{more}, {share:.2%} of the mixture: {reason}", err=True
         )
     examples = sum(entry.examples for entry in entries)
     size = sum(shard.bytes for entry in entries for shard in entry.shards)
-    typer.echo(
+    shared.echo(
         f"{request.directory}: {len(entries)} tasks, {examples:,} examples, "
         f"{size / 2**20:,.1f} MiB in {seconds:.0f} s"
     )

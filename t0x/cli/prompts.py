@@ -1,16 +1,17 @@
 """`t0x prompts`: install, list, show, render, validate and start prompt templates."""
 
-import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t0x.cli.shared import print_table
+from t0x.cli import shared
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from t0x.prompts.template import Template
 
 app = typer.Typer(
@@ -35,18 +36,17 @@ def install(
 
     Example: [bold]t0x prompts install[/bold]
     """
-    from rich.console import Console
-
     from t0x.prompts.collection import TemplateCollection, cache_directory
     from t0x.prompts.install import ARCHIVE, install
+    from t5x.run.terminal import make_console
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with console.status(f"Getting {ARCHIVE} …"):
         directory, new = install(archive, force)
     collection = TemplateCollection([directory], cache=cache_directory() / "templates")
     count = sum(1 for _ in collection.templates())
     state = "installed in" if new else "already in"
-    typer.echo(f"{count} templates of {len(collection.datasets())} datasets {state} {directory}")
+    shared.echo(f"{count} templates of {len(collection.datasets())} datasets {state} {directory}")
 
 
 @app.command(name="list")
@@ -63,7 +63,7 @@ def list_templates(
     unread: list[str] = []
     entries = _entries(dataset, unread.append)
     if as_json:
-        typer.echo(json.dumps([_record(*entry) for entry in entries], ensure_ascii=False))
+        shared.echo_json([_record(*entry) for entry in entries])
     elif entries:
         _print_table(entries)
     elif not unread:
@@ -106,7 +106,6 @@ def _record(dataset: str, subset: str | None, template: "Template") -> dict:
 
 
 def _print_table(entries: "list[tuple[str, str | None, Template]]") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
@@ -119,8 +118,8 @@ def _print_table(entries: "list[tuple[str, str | None, Template]]") -> None:
         fixed = record["fixed_answer_choices"]
         choices = " | ".join(fixed) if fixed else "per row" if record["has_answer_choices"] else ""
         original = {True: "yes", False: "no", None: ""}[record["original_task"]]
-        table.add_row(escape(dataset), escape(record["name"]), escape(choices), original)
-    print_table(table)
+        table.add_row(dataset, record["name"], choices, original)
+    shared.print_table(table)
 
 
 @app.command()
@@ -135,19 +134,18 @@ def show(
 
     Example: [bold]t0x prompts show ag_news --template classify --rows ag_news/test.jsonl[/bold]
     """
-    from rich.console import Console
-
-    from t0x.prompts.authoring import find_template, read_rows, resolve
+    from t0x.prompts.authoring import find_template, resolve
     from t0x.prompts.collection import default_collection
+    from t5x.run.terminal import make_console
 
     collection = default_collection()
     templates = collection.get(*resolve(collection, dataset))
     if template is not None:
         templates = {template: find_template(templates, template, dataset)}
     row = None
-    if rows is not None and (row := next(read_rows(rows), None)) is None:
+    if rows is not None and (row := next(_read_rows(rows), None)) is None:
         raise ValueError(f"--rows {rows}: there is no row in it")
-    console = Console(highlight=False, markup=False)
+    console = make_console()
     for chosen in templates.values():
         _print_template(console, chosen, row)
 
@@ -191,7 +189,7 @@ def render(
 
     Example: [bold]t0x prompts render ag_news --template classify --rows test.jsonl[/bold]
     """
-    from t0x.prompts.authoring import find_template, read_rows, resolve
+    from t0x.prompts.authoring import find_template, resolve
     from t0x.prompts.collection import default_collection
     from t0x.prompts.template import RenderError
 
@@ -199,7 +197,7 @@ def render(
     chosen = find_template(collection.get(*resolve(collection, dataset)), template, dataset)
     failures: list[str] = []
     count = 0
-    for row in read_rows(rows):
+    for row in _read_rows(rows):
         count += 1
         try:
             result = {
@@ -209,18 +207,9 @@ def render(
         except RenderError as error:
             result = {"parts": None, "answer_choices": None, "error": str(error)}
             failures.append(str(error))
-        typer.echo(_json_line(result))
+        shared.echo_json(result)
     if failures:
         raise ValueError(f"{len(failures)} of {count} rows did not render; first: {failures[0]}")
-
-
-def _json_line(result: dict) -> str:
-    text = json.dumps(result, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON's escapes can say
-        return json.dumps(result)
-    return text
 
 
 @app.command()
@@ -239,13 +228,13 @@ def validate(
     """
     from t0x.prompts import authoring
 
-    sample = list(islice(authoring.read_rows(rows), _ROWS_CHECKED)) if rows is not None else []
+    sample = list(islice(_read_rows(rows), _ROWS_CHECKED)) if rows is not None else []
     count, findings = authoring.validate(path, sample)
     for finding in findings:
         name = "" if finding.template is None else f"template {finding.template!r}: "
-        typer.echo(f"{finding.level}: {finding.file}: {name}{finding.text}")
+        shared.echo(f"{finding.level}: {finding.file}: {name}{finding.text}")
     errors = sum(finding.level == "error" for finding in findings)
-    typer.echo(f"{count} templates, {errors} errors, {len(findings) - errors} warnings")
+    shared.echo(f"{count} templates, {errors} errors, {len(findings) - errors} warnings")
     if errors:
         raise typer.Exit(1)
 
@@ -264,7 +253,17 @@ def new(
     """
     from t0x.prompts import authoring
 
-    row = next(authoring.read_rows(rows), {}) if rows is not None else {}
+    row = next(_read_rows(rows), {}) if rows is not None else {}
     path = authoring.create(dataset, out, list(row))
-    typer.echo(f"{path} written; edit it, then `t0x prompts validate {path}`")
-    typer.echo(f"export T0X_PROMPTS_DIR={out.resolve()} makes t0x find it")
+    shared.echo(f"{path} written; edit it, then `t0x prompts validate {path}`")
+    shared.echo(f"export T0X_PROMPTS_DIR={out.resolve()} makes t0x find it")
+
+
+def _read_rows(path: Path) -> "Iterator[dict[str, Any]]":
+    """Rows of a file as templates see them in training."""
+    from t0x.sources.files import open_file
+    from t0x.sources.openers import underscore_fields
+
+    if not path.exists():
+        raise FileNotFoundError(f"--rows {path}: no such file")
+    yield from map(underscore_fields, open_file(path))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from t0x.cli import shared
+
 
 def report(
     results: Annotated[
@@ -42,18 +44,17 @@ def report(
         t0x report runs/t0_mini --out report.html
         t0x report runs/a runs/b --csv datasets.csv
     """
-    from rich.console import Console
-
     from t0x import report as reports
+    from t5x.run.terminal import make_console
 
     loaded = reports.load_results(results, wrong_examples=wrong)
     unfinished = reports.find_unfinished(results)
     generations = reports.load_generations(results, loaded)
     figures = reports.load_published(published)
-    reports.print_table(loaded, Console())
+    reports.print_table(loaded, make_console())
     if unfinished:
         names = ", ".join(file.stem for file in unfinished[:3]) + (", …" if unfinished[3:] else "")
-        typer.echo(f"{len(unfinished)} unfinished and left out: {names}")
+        shared.echo(f"{len(unfinished)} unfinished and left out: {names}")
     page = partial(reports.write_html, unfinished=len(unfinished), generations=generations)
     writers = (
         (csv, reports.write_csv),
@@ -66,4 +67,4 @@ def report(
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(loaded, path)
-            typer.echo(f"wrote {path} ({path.stat().st_size / 1024:,.0f} KiB)")
+            shared.echo(f"wrote {path} ({path.stat().st_size / 1024:,.0f} KiB)")

@@ -1,6 +1,5 @@
 """`t0x select`: which checkpoint of a run is the best."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +47,7 @@ def select(
     undone = [one.step for one in candidates if one.kept and one.missing]
     command = selection.evaluation_command(model_dir, mixture, undone, gin_file) if undone else None
     if as_json:
-        typer.echo(json.dumps(_record(model_dir, mixture, candidates, best, command)))
+        shared.echo_json(_record(model_dir, mixture, candidates, best, command))
     else:
         _print_table(candidates, best)
     if best is None:
@@ -59,13 +58,13 @@ def select(
         )
     if not as_json:
         if command:
-            typer.echo(
+            shared.echo(
                 f"not complete: step {', '.join(map(str, undone))}; to evaluate:\n  {command}"
             )
         path = f"{model_dir}/checkpoint_{best.step}"
         count = len(best.accuracies)
         over = f"{count} task{'s' if count > 1 else ''}"
-        typer.echo(f"best: {path} ({100 * best.mean:.2f} % over {over})")
+        shared.echo(f"best: {path} ({100 * best.mean:.2f} % over {over})")
 
 
 def _record(
@@ -93,8 +92,9 @@ def _record(
 
 
 def _print_table(candidates: "list[Candidate]", best: "Candidate | None") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from t5x.run.terminal import make_console
 
     table = Table("step", "tasks", "mean accuracy", "")
     for one in candidates:
@@ -108,4 +108,4 @@ def _print_table(candidates: "list[Candidate]", best: "Candidate | None") -> Non
             notes.append(what)
         mean = "" if one.mean is None else f"{100 * one.mean:.2f}"
         table.add_row(str(one.step), f"{len(one.accuracies)}/{counted}", mean, ", ".join(notes))
-    Console().print(table)
+    make_console().print(table)

@@ -5,6 +5,7 @@ Options are spelled as t5x's flags are, `--gin_file`, and hyphens are taken for 
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -96,7 +97,7 @@ def import_modules(modules: list[str] | None) -> list[str]:
             # Without --module, what is not installed is no reason to hide what is.
             if modules:
                 raise
-            typer.echo(f"{name} is left out: {error}", err=True)
+            echo(f"{name} is left out: {error}", err=True)
             return imported
     if not modules and os.environ.get(DATA_DIR_VARIABLE):
         importlib.import_module("t0x.tasks.local")
@@ -117,7 +118,21 @@ def mixture_tasks(mixture: str) -> dict[str, float]:
 
 def print_table(table: "Table", piped_width: int = 500) -> None:
     """Prints a table; piped, a row is a line."""
-    from rich.console import Console
+    from t5x.run.terminal import make_console
 
-    console = Console()
-    (console if console.is_terminal else Console(width=piped_width)).print(table)
+    console = make_console()
+    (console if console.is_terminal else make_console(width=piped_width)).print(table)
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Prints text, which a terminal only shows: it may hold names of files, prompts and tasks."""
+    from t5x.run.terminal import printable
+
+    typer.echo(printable(text), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Prints a value as one line of JSON."""
+    from t5x.run.terminal import escape_json
+
+    typer.echo(escape_json(json.dumps(value, ensure_ascii=False)))

@@ -1,6 +1,5 @@
 """`t0x tasks`: what is registered."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -34,7 +33,7 @@ def list_tasks(
         shared.import_modules(module)
         tasks = _describe(mixture)
     if as_json:
-        typer.echo(json.dumps(tasks, ensure_ascii=False))
+        shared.echo_json(tasks)
     else:
         _print_table(tasks)
 

@@ -19,26 +19,39 @@ from t0x.report.summary import (
 )
 from t0x.results.format import GROUPS
 from t0x.results.reading import TaskResult
+from t5x.run.terminal import make_console
 
+FIGURES = ("Prompts", "Median", "Q1–Q3", "Chance")
+# What makes way for the names of datasets on a narrow terminal.
+LEFT_OUT = (
+    (),
+    ("Category",),
+    ("Category", "Chance"),
+    ("Category", "Chance", "Prompts"),
+    ("Category", "Chance", "Prompts", "Q1–Q3"),
+)
 STYLES = {"seen": "blue", "held-out prompt": "cyan", "held-out dataset": "yellow"}
 
 
 def print_table(results: Sequence[TaskResult], console: Console | None = None) -> None:
     """Prints a line a dataset and checkpoint, a mean line a group, then what was skipped."""
-    console = console or Console()
+    console = console or make_console()
     summaries = summarise(results)
     several = len(list_evaluations(results)) > 1
     mixed = len({summary.category == BIAS for summary in summaries}) > 1
-    table = build_table(summaries, several=several, category=True)
-    measured = console.measure(table, options=console.options.update(width=10_000))
+    wide = console.options.update(width=10_000)
+    table = build_table(summaries, several=several)
     if console.is_terminal:
-        # Measured minimum: no word is broken. Below it the category makes way for the names.
-        if measured.minimum > console.width:
-            table = build_table(summaries, several=several, category=False)
+        for left_out in LEFT_OUT:
+            table = build_table(summaries, several=several, left_out=left_out)
+            # Measured minimum: no word is broken.
+            if console.measure(table, options=wide).minimum <= console.width:
+                break
         console.print(table)
     else:
         # A pipe has no width of its own; rich would assume 80 columns and wrap.
-        width, console.width = console.width, max(console.width, measured.maximum)
+        maximum = console.measure(table, options=wide).maximum
+        width, console.width = console.width, max(console.width, maximum)
         console.print(table)
         console.width = width
     console.print(
@@ -51,8 +64,11 @@ def print_table(results: Sequence[TaskResult], console: Console | None = None) -
         console.print(Text(note, style="yellow"), soft_wrap=True)
 
 
-def build_table(summaries: Sequence[DatasetSummary], *, several: bool, category: bool) -> Table:
-    """Builds the table; `several` adds the run and step, `category` the task category."""
+def build_table(
+    summaries: Sequence[DatasetSummary], *, several: bool, left_out: Sequence[str] = ()
+) -> Table:
+    """Builds the table; `several` adds the run and step, `left_out` are headings to do without."""
+    category = "Category" not in left_out
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("Dataset", overflow="fold")
     if category:
@@ -60,7 +76,8 @@ def build_table(summaries: Sequence[DatasetSummary], *, several: bool, category:
     if several:
         table.add_column("Run", overflow="fold")
         table.add_column("Step", justify="right", no_wrap=True)
-    for heading in ("Prompts", "Median", "Q1–Q3", "Chance"):
+    kept = [place for place, heading in enumerate(FIGURES) if heading not in left_out]
+    for heading in (FIGURES[place] for place in kept):
         table.add_column(heading, justify="right", no_wrap=True)
     means = average_groups(summaries)
     for group in GROUPS:
@@ -73,13 +90,15 @@ def build_table(summaries: Sequence[DatasetSummary], *, several: bool, category:
             first = summary.name != previous
             previous = summary.name
             cells = [Text("  " + summary.name) if first else ""]
-            cells += [summary.category if first else ""] if category else []
-            cells += [summary.run, name_step(summary.step)] if several else []
-            table.add_row(*cells, *_figures(summary))
+            cells += [Text(summary.category if first else "")] if category else []
+            cells += [Text(summary.run), name_step(summary.step)] if several else []
+            figures = _figures(summary)
+            table.add_row(*cells, *(figures[place] for place in kept))
         for mean in (mean for mean in means if mean.seen == group):
             cells = ["  mean"] + [""] * category
-            cells += [mean.run, name_step(mean.step)] if several else []
-            table.add_row(*cells, *_mean_figures(mean), style="bold")
+            cells += [Text(mean.run), name_step(mean.step)] if several else []
+            figures = _mean_figures(mean)
+            table.add_row(*cells, *(figures[place] for place in kept), style="bold")
         table.add_section()
     return table
 

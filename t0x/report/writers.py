@@ -138,8 +138,14 @@ def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([_as_text(cell) for cell in row] for row in rows)
     write_whole(path, text.getvalue())
+
+
+def _as_text(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula: an apostrophe before what begins one."""
+    formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if formula else cell
 
 
 def write_markdown(

@@ -8,7 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import jax
 import rich.console
@@ -17,6 +17,7 @@ from absl import logging
 from rich.text import Text
 
 from t5x.run.progress import Progress
+from t5x.run.terminal import make_console, one_line
 
 Item = TypeVar("Item")
 _ignored: set[str] = set()
@@ -46,9 +47,9 @@ class Console:
     def __init__(self) -> None:
         self.verbose = False
         self.log_path: Path | None = None
-        self._out = rich.console.Console(highlight=False, soft_wrap=True)
-        self._errors = sys.stderr
-        self._captured = False
+        self._out = make_console(goes_on=True, soft_wrap=True)
+        self._errors: TextIO | None = None
+        self._captured = self._temporary = False
         self._quiet = False
 
     def capture(self) -> None:
@@ -65,7 +66,7 @@ class Console:
         os.dup2(descriptor, 2)
         os.close(descriptor)
         self.log_path = Path(name)
-        self._captured = True
+        self._captured = self._temporary = True
         sys.excepthook = lambda kind, error, trace: self.fail(error)
         faulthandler.enable(self._errors)
 
@@ -81,7 +82,7 @@ class Console:
             file.flush()
             os.dup2(file.fileno(), 2)
         self.log_path.unlink()
-        self.log_path = path
+        self.log_path, self._temporary = path, False
 
     def header(self, title: str, facts: Mapping[str, str]) -> None:
         """Prints the facts of the run, a line each."""
@@ -123,9 +124,19 @@ class Console:
                 yield item
                 progress.update(done)
 
+    @property
+    def log_is_temporary(self) -> bool:
+        """Whether the log lies where nobody looks for it: `move_log` was not called."""
+        return self.log_path is not None and self._temporary
+
+    @property
+    def errors(self) -> TextIO:
+        """The terminal's standard error, wherever file descriptor 2 goes."""
+        return self._errors or sys.stderr
+
     def usage_error(self, message: str) -> None:
         """Says what is wrong with the command line."""
-        print(f"error: {message}", file=self._errors, flush=True)
+        print(f"error: {one_line(message)}", file=self.errors, flush=True)
 
     def fail(self, error: BaseException) -> None:
         """Says what went wrong in one line; the traceback goes to the log."""
@@ -136,7 +147,7 @@ class Console:
         line = f"error: {summarise_error(error)}"
         if self.log_path:
             line += f" (traceback in {self.log_path}; --verbose shows it here)"
-        print(line, file=self._errors, flush=True)
+        print(one_line(line), file=self.errors, flush=True)
 
 
 def summarise_error(error: BaseException) -> str:

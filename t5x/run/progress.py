@@ -44,7 +44,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._console is not None and self._console.is_terminal:
             bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.fields[facts]}"),
+                rich.progress.TextColumn("{task.fields[facts]}", markup=False),
                 rich.progress.BarColumn(),
                 console=self._console,
                 transient=not self._stays,

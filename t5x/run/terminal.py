@@ -5,8 +5,9 @@ the cursor, change colors or rename the window, and marks of direction would reo
 are shown as visible signs. Nothing is taken for Rich's markup.
 """
 
+import os
 import re
-from collections.abc import Iterable
+import sys
 
 import rich.console
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
@@ -63,17 +64,23 @@ class _ShowOnly(RenderHook):
         ]
 
 
-def make_console(**options: object) -> Console:
+class _EndlessConsole(Console):
+    """Falls silent, and ends nothing, when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def make_console(goes_on: bool = False, **options: object) -> Console:
     """A Rich console that shows text as it is: no markup, no emoji names, no control characters.
 
     Args:
+      goes_on: whether the program goes on, silently, when nobody reads any more (`| head`); it
+        ends otherwise.
       options: of `rich.console.Console`.
     """
-    console = Console(markup=False, emoji=False, highlight=False, **options)
+    kind = _EndlessConsole if goes_on else Console
+    console = kind(markup=False, emoji=False, highlight=False, **options)
     console.push_render_hook(_ShowOnly())
     return console
-
-
-def join_lines(lines: Iterable[str]) -> str:
-    """Lines as one printable text."""
-    return printable("\n".join(lines))

@@ -38,6 +38,35 @@ def test_terminal_table_never_cuts_a_figure(run, width):
     if width >= 60:
         assert "57.5–82.5" in text and "35.0–40.0" in text
     assert "…" not in text
+    for name in ("reviews", "nli"):  # whole, whatever has to make way
+        assert any(line.strip().startswith(f"{name} ") for line in text.splitlines())
+
+
+def test_names_are_text_in_every_form(write_task, tmp_path):
+    name = "=cmd [/x] \x1b[31mred"
+    step_dir = tmp_path / "exp [bold]" / "rank_classification" / "5"
+    write_task(
+        step_dir,
+        dataset="d",
+        template=name,
+        category="[/x] \x1b]0;t\x07",
+        inputs="<script>alert(7)",
+    )
+    write_task(tmp_path / "other/rank_classification/5", dataset="e", template="@t", category="-c")
+    results = report.load_results([tmp_path])
+    shown = render_table(results)
+    assert "exp [bold]" in shown and "[/x]" in shown
+    assert "\x07" not in shown
+    csv_file = tmp_path / "prompts.csv"
+    report.write_prompts_csv(results, csv_file)
+    rows = list(csv.DictReader(csv_file.open(newline="")))
+    assert {row["template"] for row in rows} == {f"'{name}", "'@t"}
+    assert {row["category"] for row in rows} == {"[/x] \x1b]0;t\x07", "'-c"}
+    page = tmp_path / "page.html"
+    report.write_html(results, page)
+    text = page.read_text()
+    assert "exp [bold]" in text
+    assert "&lt;script&gt;alert(7)" in text and "<script>alert(7)" not in text
 
 
 def test_skipped_rows_are_printed_and_empty_tasks_left_out(write_task, tmp_path):
