@@ -7,7 +7,7 @@ import sys
 if sys.argv[:1] == ["-m"]:
     from t5x.run import interruption
 
-    interruption.leave_at_once()
+    interruption.listen()
     if "--verbose" not in sys.argv:
         from t5x.run.console import console
 

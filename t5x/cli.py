@@ -104,7 +104,6 @@ def run_chosen(choose: Callable[[], Callable[..., Any]], argv: Sequence[str] | N
     """
     _parse_flags(argv)
     try:
-        interruption.unwind()
         _run(choose())
     except preemption.Preempted as stop:
         console.say(summarise_error(stop))

@@ -124,6 +124,10 @@ class Commands:
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
 
+    def output(self, name):
+        """File of the "stdout" or "stderr" of the command that was started."""
+        return Path(f"{self._output}.{name}")
+
     def wait(self):
         """How the command that was started ended."""
         code = int(self._server.stdout.readline())

@@ -8,7 +8,7 @@ from pathlib import Path
 from t5x.run import interruption
 
 if Path(sys.argv[0]).name == "t0x":  # the command, not something that imports it
-    interruption.leave_at_once()
+    interruption.listen()
 
 import typer
 
@@ -21,7 +21,7 @@ from t0x.cli.score import score
 from t0x.cli.select import select
 from t0x.cli.stats import stats
 
-USAGE = 2  # the exit code; see docs/errors.md
+USAGE = 2  # the exit code; see docs/input.md
 
 app = typer.Typer(
     help="Prompts, tasks, zero-shot evaluation and reports for T0-style models.",
@@ -49,12 +49,11 @@ _UsageError = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
-    """Runs the command line, and ends the process with one of the exit codes of docs/errors.md.
+    """Runs the command line, and ends the process with one of the exit codes of docs/input.md.
 
     An error becomes one line on stderr, with --verbose a traceback too. Nobody listening any more
     (`| head`) is no error.
     """
-    interruption.unwind()
     verbose = "--verbose" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--verbose"]
     code = 0

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from t0x.report.summary import DatasetSummary, label_evaluations, name_step
 from t0x.results.format import GROUPS
+from t5x.run.terminal import printable
 
 WIDTH = 300
 PADDING = {"left": 6, "right": 6, "top": 2, "bottom": 24}
@@ -88,7 +89,7 @@ def _draw(
             {
                 "spread": summary.prompts > 1,
                 "seen": summary.seen,
-                "label": _label(summary, labels),
+                "label": printable(_label(summary, labels)),
                 "figure": f"{100 * summary.median:.1f}",
                 "text_y": top + 10,
                 "middle": middle,
@@ -110,7 +111,7 @@ def _draw(
                     "accuracy": task.accuracy,
                     "y": middle + OFFSETS[index % len(OFFSETS)],
                     "size": 26 if summary.prompts > 1 else 64,
-                    "title": f"{task.template}: {100 * task.accuracy:.1f} %",
+                    "title": printable(f"{task.template}: {100 * task.accuracy:.1f} %"),
                 }
             )
     chart = altair.layer(*_layers(altair, boxes, points, height))
@@ -212,7 +213,7 @@ def _describe(summaries: Sequence[DatasetSummary]) -> str:
         f"{summary.prompts} prompts, chance {100 * summary.chance:.1f} %"
         for summary in summaries
     ]
-    return f"{summaries[0].name}. " + "; ".join(parts)
+    return printable(f"{summaries[0].name}. " + "; ".join(parts))
 
 
 def clean_svg(svg: str, description: str) -> str:

@@ -1,7 +1,11 @@
 """The shared command line, through real processes."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import gin
 import pytest
@@ -17,7 +21,7 @@ script.entry.text = %TEXT
 TEXT = 'from the file'
 """
 SCRIPT = """
-import sys
+import sys, time
 from t5x.run.console import console
 if '--verbose' not in sys.argv:
     console.capture()
@@ -26,7 +30,10 @@ from t5x import cli
 def entry(text: str, times: int = 1):
     if text == 'raise':
         raise ValueError('BATCH_SIZE = 3 is wrong;\\n use 4')
-    print(text * times)
+    print(text * times, flush=True)
+    if text == 'wait':
+        for _ in console.track(range(3), 3, 'step'):
+            time.sleep(60)
 
 if __name__ == '__main__':
     cli.run(entry)
@@ -59,6 +66,17 @@ def test_a_process_of_its_own_ends_the_same_way(run, folder):
     assert done.stdout == forked.stdout == ""
     message = "error: BATCH_SIZE = 3 is wrong; use 4 (traceback in"
     assert done.stderr.startswith(message) and forked.stderr.startswith(message)
+
+
+def test_ctrl_c_ends_a_run_in_one_line(commands, folder):
+    process = commands.start("script.py", "--gin_file=run.gin", "--gin.TEXT='wait'", cwd=folder)
+    started = time.monotonic()
+    while "wait" not in Path(commands.output("stdout")).read_text():
+        assert time.monotonic() - started < 30
+        time.sleep(0.05)
+    os.kill(process, signal.SIGINT)
+    done = commands.wait()
+    assert (done.returncode, done.stdout, done.stderr) == (130, "wait\n", "interrupted\n")
 
 
 def test_rewrite_gin_args():
