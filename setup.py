@@ -33,6 +33,7 @@ EXTRAS = {
     "test": [
         *REPORT,
         *CACHE,  # prepare as a pipeline, and SeqIO's own writer of cached tasks
+        "datasets>=3,<6",  # rows are compared with what it gives
         "importlib_resources>=6",  # tensorflow_datasets imports it to read prepared builders
         "safetensors>=0.4",  # what t0x convert writes is read by the library itself
         "libtpu; sys_platform == 'linux'",  # steps compile for TPU slices without one

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t0x.cli import shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from t0x.prompts.template import Template
 
 app = typer.Typer(
@@ -134,7 +132,7 @@ def show(
 
     Example: [bold]t0x prompts show ag_news --template classify --rows ag_news/test.jsonl[/bold]
     """
-    from t0x.prompts.authoring import find_template, resolve
+    from t0x.prompts.authoring import find_template, read_rows, resolve
     from t0x.prompts.collection import default_collection
     from t5x.run.terminal import make_console
 
@@ -143,7 +141,7 @@ def show(
     if template is not None:
         templates = {template: find_template(templates, template, dataset)}
     row = None
-    if rows is not None and (row := next(_read_rows(rows), None)) is None:
+    if rows is not None and (row := next(read_rows(rows), None)) is None:
         raise ValueError(f"--rows {rows}: there is no row in it")
     console = make_console()
     for chosen in templates.values():
@@ -189,7 +187,7 @@ def render(
 
     Example: [bold]t0x prompts render ag_news --template classify --rows test.jsonl[/bold]
     """
-    from t0x.prompts.authoring import find_template, resolve
+    from t0x.prompts.authoring import find_template, read_rows, resolve
     from t0x.prompts.collection import default_collection
     from t0x.prompts.template import RenderError
 
@@ -197,7 +195,7 @@ def render(
     chosen = find_template(collection.get(*resolve(collection, dataset)), template, dataset)
     failures: list[str] = []
     count = 0
-    for row in _read_rows(rows):
+    for row in read_rows(rows):
         count += 1
         try:
             result = {
@@ -228,7 +226,7 @@ def validate(
     """
     from t0x.prompts import authoring
 
-    sample = list(islice(_read_rows(rows), _ROWS_CHECKED)) if rows is not None else []
+    sample = list(islice(authoring.read_rows(rows), _ROWS_CHECKED)) if rows is not None else []
     count, findings = authoring.validate(path, sample)
     for finding in findings:
         name = "" if finding.template is None else f"template {finding.template!r}: "
@@ -253,17 +251,7 @@ def new(
     """
     from t0x.prompts import authoring
 
-    row = next(_read_rows(rows), {}) if rows is not None else {}
+    row = next(authoring.read_rows(rows), {}) if rows is not None else {}
     path = authoring.create(dataset, out, list(row))
     shared.echo(f"{path} written; edit it, then `t0x prompts validate {path}`")
     shared.echo(f"export T0X_PROMPTS_DIR={out.resolve()} makes t0x find it")
-
-
-def _read_rows(path: Path) -> "Iterator[dict[str, Any]]":
-    """Rows of a file as templates see them in training."""
-    from t0x.sources.files import open_file
-    from t0x.sources.openers import underscore_fields
-
-    if not path.exists():
-        raise FileNotFoundError(f"--rows {path}: no such file")
-    yield from map(underscore_fields, open_file(path))

@@ -23,6 +23,19 @@ from t0x.prompts.template import FILE_NAME, SEPARATOR, RenderError, Template
 _ROWS_LOOKED_AT = 200
 
 
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file as templates see them in training (JSON lines, JSON, Parquet, CSV).
+
+    Raises FileNotFoundError; ValueError naming file and line.
+    """
+    from t0x.sources.files import open_file
+    from t0x.sources.openers import underscore_fields
+
+    if not path.exists():
+        raise FileNotFoundError(f"--rows {path}: no such file")
+    yield from map(underscore_fields, open_file(path))
+
+
 def resolve(collection: TemplateCollection, name: str) -> tuple[str, str | None]:
     """(dataset, subset) of DATASET[/SUBSET], where datasets may hold a slash themselves."""
     known = set(collection.datasets())

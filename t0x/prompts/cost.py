@@ -8,6 +8,7 @@ renders the template under limits that the kernel enforces.
 """
 
 import datetime
+import decimal
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,6 +60,10 @@ def measure(value: Any, depth: int = 0) -> float:
         return float("inf") if kind is int and not -(1 << 63) <= value < 1 << 64 else SCALAR
     if kind is bytes:
         return 4 * len(value)
+    if kind is decimal.Decimal and value.is_finite():
+        # What arithmetic makes of 1e999999 has a million digits.
+        digits, exponent = value.as_tuple()[1:]
+        return SCALAR if max(len(digits), abs(exponent)) < SCALAR - 8 else float("inf")
     if kind not in (list, tuple, dict):
         raise TypeError(f"a value of type {kind.__name__}")
     if depth > DEEPEST:

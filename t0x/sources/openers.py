@@ -10,7 +10,6 @@ says or, of a manual download, as its owners name them; a dataset without subset
 had when the prompts were written, `t0x.sources.schemas` says so.
 """
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import gin
 
 from t0x.sources import folders, schemas
 from t0x.sources.files import Row, Rows, TfdsRows, open_files
-from t0x.sources.values import as_plain
+from t0x.sources.values import as_plain, field_name
 
 DATA_DIR_VARIABLE = "T0X_DATA_DIR"
 HUB_FIELDS = "fields as on the hub), or pip install 't0x[hub]' on a machine with a network"
@@ -264,21 +263,3 @@ def underscore_fields(row: Row) -> dict[str, Any]:
         names = ", ".join(name for name in row if field_name(name) != name)
         raise schemas.SchemaError(f"{names}: another field has that name with underscores")
     return fields
-
-
-@functools.lru_cache(maxsize=4096)
-def field_name(name: str) -> str:
-    """What templates call a field: an underscore for each character that no name in Jinja has.
-
-    So `food-id` is `food_id` and `Review Text` is `Review_Text`; an underscore goes before a digit
-    (`_2nd`) and after a word of Jinja's own (`if_`).
-    """
-    named = "".join(letter if f"a{letter}".isidentifier() else "_" for letter in name)
-    if not named.isidentifier():
-        named = f"_{named}"
-    return f"{named}_" if named in _JINJA_WORDS else named
-
-
-_JINJA_WORDS = frozenset(
-    {"and", "else", "if", "in", "is", "not", "or", "none", "true", "false", "None", "True", "False"}
-)

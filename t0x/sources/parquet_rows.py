@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t0x.sources.schemas import SchemaError
-from t0x.sources.values import as_plain
+from t0x.sources.values import as_plain, field_name
 
 
 class ParquetRows(Sequence):
@@ -27,7 +27,7 @@ class ParquetRows(Sequence):
         """The same rows with these fields only, as far as the file has them.
 
         Args:
-            fields: names as templates have them, with underscores for hyphens.
+            fields: names as templates have them.
         """
         rows = ParquetRows(self._path)
         rows.__dict__ |= self.__dict__  # the columns are shared
@@ -56,7 +56,7 @@ class ParquetRows(Sequence):
         if twice:
             raise ValueError(f"{self._path}: two columns are named {twice[0]!r}")
         chosen = self._selected
-        return [name for name in names if chosen is None or name.replace("-", "_") in chosen]
+        return [name for name in names if chosen is None or field_name(name) in chosen]
 
     def _column(self, name: str) -> Any:
         import pyarrow
