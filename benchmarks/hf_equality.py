@@ -1,8 +1,9 @@
 """Logits after conversion against Hugging Face transformers, both ways, packed and padded.
 
-Three T5 v1.1 shapes with random weights, one of them with other depths of encoder and decoder. Each
-is written as a Hugging Face directory, imported by `t0x convert` and run here; the checkpoint is
-exported again and run by transformers. Prints one JSON line with the largest differences.
+Models of every family with random weights, one with other depths of encoder and decoder. Each is
+written as a Hugging Face directory, by us or by the installed transformers itself, imported by
+`t0x convert` and run here; the checkpoint is exported again and run by transformers. Prints one
+JSON line with the largest differences.
 
     python benchmarks/hf_equality.py --torch_python /path/to/python
 """
@@ -19,15 +20,36 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from t5x.checkpoints import convert
-from t5x.checkpoints.formats.huggingface import ModelSize, make_config, weights
+from t5x.checkpoints.formats.huggingface import (
+    HuggingFaceArrays,
+    ModelSize,
+    make_config,
+    weights,
+)
 from t5x.checkpoints.formats.safetensors import TensorFilesWriter
 from t5x.checkpoints.formats.stores import open_checkpoint
 from t5x.examples.t5 import network
 
+GELU = ("gelu", "linear")
 SHAPES = {
     "small": ModelSize(512, 64, 4, 16, 128, 2, 2),
     "uneven": ModelSize(384, 48, 3, 8, 96, 2, 5),
     "wide": ModelSize(1024, 128, 6, 32, 320, 4, 3),
+    "T5 1.0": ModelSize(512, 64, 4, 16, 128, 2, 2, ("relu",), True, True),
+    "umT5": ModelSize(384, 48, 3, 8, 96, 2, 3, relative_bias_per_layer=True),
+    "umT5, tied": ModelSize(384, 48, 3, 8, 96, 2, 3, GELU, True, True, True),
+    "UL2": ModelSize(512, 64, 4, 16, 128, 2, 2, ("silu", "linear")),
+    "T5 v1.1, tied": ModelSize(512, 64, 4, 16, 128, 2, 2, GELU, True, False),
+}
+# As the installed transformers saves them: class and what its configuration is given.
+SMALL = {"vocab_size": 384, "d_model": 48, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_heads": 3}
+SAVED = {
+    "saved T5 1.0": ("T5", {}),
+    "saved T5 v1.1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "saved UL2": ("T5", {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
+    "saved mT5": ("MT5", {}),
+    "saved umT5": ("UMT5", {}),
+    "saved umT5, not scaled": ("UMT5", {"tie_word_embeddings": False}),
 }
 LENGTHS = [(37, 11), (20, 5), (150, 30), (7, 3)]
 PADDED = (160, 32)
@@ -47,6 +69,13 @@ def make_model(directory: Path, size: ModelSize) -> None:
     files.close()
 
 
+def save_model(python: str, directory: Path, kind: str, settings: dict[str, object]) -> None:
+    """A model with random weights as transformers saves it."""
+    script = Path(__file__).with_name("hf_logits.py")
+    command = [python, script, "save", directory, kind, json.dumps(SMALL | settings)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def make_examples(vocab_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(1)
     return [tuple(rng.integers(2, vocab_size, n) for n in lengths) for lengths in LENGTHS]
@@ -56,11 +85,7 @@ def logits_here(size: ModelSize, checkpoint: str, examples: list, packed: bool) 
     """Logits of each example by our network, each in a row of its own or all in one."""
     contents = open_checkpoint(checkpoint)
     flat = {path[1:]: contents.read(path) for path in contents.arrays if path[0] == "target"}
-    model = network.Transformer(
-        network.T5Config(
-            **vars(size), mlp_activations=("gelu", "linear"), dropout_rate=0.0, scan_layers=False
-        )
-    )
+    model = network.Transformer(network.T5Config(**vars(size), dropout_rate=0.0, scan_layers=False))
     rows = [examples] if packed else [[example] for example in examples]
     lengths = [sum(n) for n in zip(*LENGTHS, strict=True)] if packed else PADDED
     tokens, segments = (np.zeros((2, len(rows), max(lengths)), np.int32) for _ in range(2))
@@ -109,11 +134,16 @@ def main() -> None:
     args = parser.parse_args()
     figures: dict[str, dict[str, float | bool]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, size in SHAPES.items():
+        for name in [*SHAPES, *SAVED]:
             directory = Path(scratch, name)
             directory.mkdir()
             source, run, back = directory / "hf", directory / "run", directory / "back"
-            make_model(source, size)
+            if name in SHAPES:
+                make_model(source, SHAPES[name])
+            else:
+                save_model(args.torch_python, source, *SAVED[name])
+            size = HuggingFaceArrays(str(source)).size
+            assert size == SHAPES.get(name, size)
             examples = make_examples(size.vocab_size)
             theirs = logits_there(args.torch_python, source, examples, directory)
             checkpoint = convert.import_model(str(source), str(run)).path

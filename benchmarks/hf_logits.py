@@ -1,21 +1,39 @@
 """Logits of a Hugging Face T5 directory by transformers: run by a Python that has torch.
 
     python benchmarks/hf_logits.py DIRECTORY EXAMPLES.npz LOGITS.npz
+    python benchmarks/hf_logits.py save DIRECTORY T5|MT5|UMT5 SETTINGS.json
 
 EXAMPLES has arrays inputs_N and targets_N of token ids; LOGITS gets logits_N (targets, vocabulary),
-of float32 models under teacher forcing.
+of float32 models under teacher forcing. `save` writes a model with random weights.
 """
 
+import json
 import sys
 
 import numpy as np
 import torch
-from transformers import T5ForConditionalGeneration
+import transformers
+
+
+def save(directory: str, kind: str, settings: str) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**json.loads(settings))
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Norms of one and biases of nothing would hide a wrong name.
+            if "norm" in name or "relative" in name:
+                parameter.normal_()
+    model.save_pretrained(directory)
 
 
 def main() -> None:
+    if sys.argv[1] == "save":
+        return save(*sys.argv[2:])
     directory, examples_file, logits_file = sys.argv[1:]
-    model = T5ForConditionalGeneration.from_pretrained(directory, torch_dtype=torch.float32).eval()
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        directory, dtype=torch.float32
+    ).eval()
     examples = np.load(examples_file)
     logits = {}
     for i in range(len(examples.files) // 2):

@@ -3,7 +3,9 @@
     PYTHONPATH=T5X:AIRIO_AND_JESTIMATOR python benchmarks/upstream_checkpoints.py write DIRECTORY
     PYTHONPATH=…                        python benchmarks/upstream_checkpoints.py read CHECKPOINT
 
-Both run with this package as `t5x`, too, and then write with its manager alone.
+A third argument chooses the network: t5 (the default), scalable_t5 (umT5's too), or
+scalable_t5_unrolled; a fourth the number of steps whose losses are printed. Both run with this
+package as `t5x`, too, and then write with its manager alone.
 
 `write` trains a tiny T5 three steps from parameters that are a formula of their names, writes it in
 both of T5X's formats (DIRECTORY/legacy, and DIRECTORY/checkpoint_3 by Orbax) and prints the losses
@@ -12,6 +14,7 @@ checkpoint of that model, e.g. one that this package's manager or `t0x convert` 
 only for parameters), and prints the same. Checked with T5X cc342d41: equal losses both ways.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -24,7 +27,6 @@ import numpy as np
 from flax import traverse_util
 
 from t5x import adafactor, checkpoints, models, partitioning, utils
-from t5x.examples.t5 import network
 
 SHAPES = {"encoder_input_tokens": (4, 11), "decoder_input_tokens": (4, 9)}
 STEPS = 3
@@ -52,7 +54,9 @@ def make_batch() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    action, path = sys.argv[1:]
+    action, path, name, steps = (*sys.argv[1:], *("t5", STEPS)[len(sys.argv) - 3 :])
+    network = importlib.import_module(f"t5x.examples.{name.removesuffix('_unrolled')}.network")
+    scanning = {} if name == "t5" else {"scan_layers": not name.endswith("unrolled")}
     optimizer_def = adafactor.Adafactor(
         0.01,
         logical_factor_rules=adafactor.standard_logical_factor_rules(),
@@ -68,6 +72,7 @@ def main() -> None:
         mlp_dim=24,
         mlp_activations=("gelu", "linear"),
         dropout_rate=0.0,
+        **scanning,
     )
     words = types.SimpleNamespace(eos_id=1, vocab_size=48)
     transformer = network.Transformer(config)
@@ -83,9 +88,9 @@ def main() -> None:
         (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         return loss, state.apply_gradient(grads, learning_rate=0.01)
 
-    def train(state):
+    def train(state, steps=STEPS):
         losses = []
-        for _ in range(STEPS):
+        for _ in range(steps):
             loss, state = step(state, make_batch())
             losses.append(float(loss))
         return losses, state
@@ -108,7 +113,7 @@ def main() -> None:
         )
         state = manager.restore(path=path)
     at = int(state.step)
-    print(json.dumps({"step": at, "losses": train(state)[0]}))
+    print(json.dumps({"step": at, "losses": train(state, int(steps))[0]}))
 
 
 if __name__ == "__main__":

@@ -75,13 +75,25 @@ class Source:
         return jax.device_put(result, sharding)
 
 
-def name_scalable_t5(paths: Iterable[str]) -> str:
-    """Returns what to say of arrays if they are of T5X's scalable_t5, else nothing."""
-    if not any(map(layer_names.BIAS_OF_A_LAYER.fullmatch, paths)):
+def name_network(stored: Iterable[str], wanted: Iterable[str]) -> str:
+    """Returns what to say where one of two models has a relative bias in every layer, else nothing.
+
+    Args:
+      stored: paths of a checkpoint's arrays.
+      wanted: those of the model's.
+    """
+    is_of_a_layer = layer_names.BIAS_OF_A_LAYER.fullmatch
+    is_stored, is_wanted = (any(map(is_of_a_layer, paths)) for paths in (stored, wanted))
+    if is_stored == is_wanted:
         return ""
+    if is_stored:
+        return (
+            " (it has a relative position bias in every layer, as umT5 and T5X's scalable_t5 have: "
+            "take the network of t5x.examples.scalable_t5)"
+        )
     return (
-        " (it is of T5X's examples/scalable_t5, whose layers each have relative positions of their "
-        "own; T5 v1.1 and this package's models share them, so it cannot be read)"
+        " (its layers share a relative position bias: take the network of t5x.examples.t5, not "
+        "that of scalable_t5)"
     )
 
 

@@ -166,17 +166,18 @@ def _check_fit(
         for path, source in sources.items()
         if source.shape != targets[path].shape
     ]
+    network = layouts.name_network(stored, targets)
     if misshapen:
         raise ValueError(
-            f"checkpoint {checkpoint} does not fit the model: {_shown(misshapen)}; bind the model "
-            "that was saved, or another RestoreCheckpointConfig.path"
+            f"checkpoint {checkpoint} does not fit the model{network}: {_shown(misshapen)}; bind "
+            "the model that was saved, or another RestoreCheckpointConfig.path"
         )
     missing = [path for path in targets if path not in sources and path not in fallback]
     if missing:
         read = {array.path for source in sources.values() for array in source.inputs}
         unread = [path for path, array in stored.items() if array.path not in read]
         raise ValueError(
-            f"checkpoint {checkpoint} does not fit the model{layouts.name_scalable_t5(stored)}: it "
+            f"checkpoint {checkpoint} does not fit the model{network}: it "
             f"lacks {_shown(missing)}; it has "
             f"{_shown(unread) or 'nothing'} instead; name what to read in "
             "RestoreCheckpointConfig.assignment_map, or initialise what is lacking with "

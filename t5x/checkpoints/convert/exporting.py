@@ -18,6 +18,7 @@ from t5x.checkpoints.convert.summary import Summary, Track, no_progress
 from t5x.checkpoints.convert.tokenizers import write_tokenizer
 from t5x.checkpoints.directories import find_checkpoint
 from t5x.checkpoints.formats.huggingface import (
+    ACTIVATIONS,
     ModelSize,
     Weight,
     make_config,
@@ -27,12 +28,11 @@ from t5x.checkpoints.formats.huggingface import (
 )
 from t5x.checkpoints.formats.safetensors import TensorFilesWriter
 from t5x.checkpoints.formats.stores import Arrays, open_checkpoint
-from t5x.checkpoints.layouts import StoredArray, name_scalable_t5
+from t5x.checkpoints.layouts import StoredArray
 
 MAX_FILE_BYTES = 5_000_000_000
 _BLOCK_BYTES = 1 << 22
 GENERATION_KEYS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
-_GATED_GELU = ("gelu", "linear")
 
 
 def export_model(
@@ -60,8 +60,8 @@ def export_model(
     Raises:
       FileExistsError: `destination` exists.
       FileNotFoundError: there is no such checkpoint.
-      ValueError: it holds no T5 v1.1 model, and the message says what differs; or a weight is no
-        number.
+      ValueError: it holds no model of the T5 family, and the message says what differs; or a
+        weight is no number.
     """
     if os.path.exists(destination):
         raise FileExistsError(f"{destination} exists; remove it or choose another DST")
@@ -71,10 +71,8 @@ def export_model(
         "/".join(path[1:]): array for path, array in contents.arrays.items() if path[0] == "target"
     }
     settings = read_gin(Path(os.path.dirname(checkpoint)) / "config.gin")
-    _check_activations(settings, checkpoint)
-    size = _size_of(parameters, checkpoint)
-    wanted = weights(size)
-    plan = _plan(parameters, wanted, checkpoint)
+    size = _size_of(parameters, settings, checkpoint)
+    plan = _plan(parameters, size, checkpoint)
     if vocabulary is not None and not os.path.isfile(vocabulary):
         raise FileNotFoundError(f"--vocabulary {vocabulary} does not exist")
     tensors = {
@@ -111,13 +109,20 @@ def _check_space(directory: Path, needed: int) -> None:
         )
 
 
-def _check_activations(settings: Mapping[str, str], checkpoint: str) -> None:
+def _activations(settings: Mapping[str, str], gates: int, checkpoint: str) -> tuple[str, ...]:
+    """The activations of a model whose blocks have so many gates, as its config.gin says."""
     text = settings.get("mlp_activations")
-    if text and _literal(text) != _GATED_GELU:
+    default = ("relu",) if gates == 1 else ("gelu", "linear")
+    said = _literal(text) if text else default
+    found = tuple(said) if isinstance(said, tuple | list) else (said,)
+    found = tuple("silu" if name == "swish" else name for name in found)
+    if found not in ACTIVATIONS.values() or len(found) != gates:
+        known = ", ".join(map(str, ACTIVATIONS.values()))
         raise ValueError(
             f"{checkpoint} was trained with T5Config.mlp_activations = {text}; Hugging Face's T5 "
-            f"v1.1 has {_GATED_GELU}"
+            f"has one of {known}"
         )
+    return found
 
 
 def _literal(text: str) -> object:
@@ -129,57 +134,84 @@ def _literal(text: str) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _size_of(parameters: Mapping[str, StoredArray], checkpoint: str) -> ModelSize:
-    """Reads the shape of a model off its parameters."""
+def _size_of(
+    parameters: Mapping[str, StoredArray], settings: Mapping[str, str], checkpoint: str
+) -> ModelSize:
+    """Reads the shape of a model off its parameters, and what does not show from its config.gin."""
 
     def shape(*names: str) -> tuple[int, ...]:
         for name in names:
             if name in parameters:
                 return parameters[name].shape
-        raise ValueError(
-            f"{checkpoint} is no T5 v1.1 encoder-decoder: it lacks target/{names[0]}"
-            + name_scalable_t5(parameters)
-            + (" (T5 v1.0 computes logits by the embedding)" if "logits" in names[0] else "")
-            + (" (T5 v1.0 has one wi)" if "wi_0" in names[0] else "")
-        )
+        raise ValueError(f"{checkpoint} is no T5 encoder-decoder: it lacks target/{names[0]}")
+
+    def of_layers(stack: str, name: str) -> tuple[int, ...]:
+        return shape(f"{stack}/layers_0/{name}", f"{stack}/{stack}/{name}")
 
     vocab_size, emb_dim = shape("token_embedder/embedding")
-    shape("decoder/logits_dense/kernel")
-    num_heads, _ = shape("encoder/relpos_bias/rel_embedding")
-    mlp_dim = shape("encoder/layers_0/mlp/wi_0/kernel", "encoder/encoder/mlp/wi_0/kernel")[-1]
-    queries = "attention/query/kernel"
-    joined = shape(f"encoder/layers_0/{queries}", f"encoder/encoder/{queries}")[-1]
     counts = []
     for stack in ("encoder", "decoder"):
         layers = [match for match in map(layer_names.UNROLLED.fullmatch, parameters) if match]
         numbers = [int(match["index"]) for match in layers if match["stack"] == stack]
-        norm = "pre_mlp_layer_norm/scale"
-        scales = math.prod(shape(f"{stack}/{stack}/{norm}", f"{stack}/layers_0/{norm}"))
+        scales = math.prod(of_layers(stack, "pre_mlp_layer_norm/scale"))
         counts.append(max(numbers) + 1 if numbers else scales // emb_dim)
-    return ModelSize(vocab_size, emb_dim, num_heads, joined // num_heads, mlp_dim, *counts)
+    shared = "encoder/relpos_bias/rel_embedding"
+    per_layer = shared not in parameters
+    bias = of_layers("encoder", "relpos_bias/rel_embedding") if per_layer else shape(shared)
+    # The embedding's axis apart, and that of scanned layers, heads and their sizes are left.
+    in_layers = 1 if "encoder/layers_0/attention/query/kernel" in parameters else counts[0]
+    joined = math.prod(of_layers("encoder", "attention/query/kernel")) // emb_dim // in_layers
+    gates = (
+        1
+        if {"encoder/layers_0/mlp/wi/kernel", "encoder/encoder/mlp/wi/kernel"} & (parameters.keys())
+        else 2
+    )
+    mlp_dim = of_layers("encoder", "mlp/wi/kernel" if gates == 1 else "mlp/wi_0/kernel")[-1]
+    tied = "decoder/logits_dense/kernel" not in parameters
+    scaled = _literal(settings.get("scale_logits", "None"))
+    return ModelSize(
+        vocab_size,
+        emb_dim,
+        bias[0],
+        joined // bias[0],
+        mlp_dim,
+        *counts,
+        mlp_activations=_activations(settings, gates, checkpoint),
+        logits_via_embedding=tied,
+        scale_logits=tied if scaled is None else bool(scaled),
+        relative_bias_per_layer=per_layer,
+    )
 
 
 def _layer_axis(array: StoredArray, layers: Sequence[Weight]) -> int | None:
     """Returns the layers axis of a scanned array, 1 where that fits, None if none does."""
-    shape = layers[0].shape
-    fits = (axis for axis in (1, 0) if _insert(shape, axis, len(layers)) == array.shape)
-    return next(fits, None)
+    for axis in (1, 0):
+        rest = (*array.shape[:axis], *array.shape[axis + 1 :])
+        if array.shape[axis : axis + 1] == (len(layers),) and _merges(rest, layers[0].shape):
+            return axis
+    return None
 
 
-def _insert(shape: tuple[int, ...], axis: int, count: int) -> tuple[int, ...]:
-    return (*shape[:axis], count, *shape[axis:])
+def _merges(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    """Whether a shape becomes the other by joining axes, as those of heads and their sizes."""
+    if len(into) == 1 or len(shape) <= len(into):
+        return shape == into
+    return any(
+        (math.prod(shape[:cut]), math.prod(shape[cut:])) == into for cut in range(1, len(shape))
+    )
 
 
 def _plan(
     parameters: Mapping[str, StoredArray],
-    wanted: Mapping[str, Weight],
+    size: ModelSize,
     checkpoint: str,
 ) -> dict[str, list[Weight]]:
     """Returns, for each array of the checkpoint, the weights it holds: one, or one a layer.
 
     Raises:
-      ValueError: names or shapes are not those of a T5 v1.1 model of this size.
+      ValueError: names or shapes are not those of a model of this size.
     """
+    wanted = weights(size)
     plan: dict[str, list[Weight]] = {}
     missing, misshapen = [], []
     for path, weight in wanted.items():
@@ -190,10 +222,10 @@ def _plan(
         plan.setdefault(found, []).append(weight)
     for path, layers in plan.items():
         shape = parameters[path].shape
-        if path in wanted and shape != layers[0].shape:
+        if path in wanted and not _merges(shape, layers[0].shape):
             misshapen.append(f"target/{path} is {shape}, not {layers[0].shape}")
         elif path not in wanted and _layer_axis(parameters[path], layers) is None:
-            stacked = _insert(layers[0].shape, 1, len(layers))
+            stacked = (layers[0].shape[0], len(layers), *layers[0].shape[1:])
             misshapen.append(f"target/{path} is {shape}, not {stacked}")
     strange = [f"target/{path}" for path in parameters if path not in plan]
     problems = [
@@ -202,7 +234,9 @@ def _plan(
         if lines
     ]
     if problems:
-        raise ValueError(f"{checkpoint} is no T5 v1.1 encoder-decoder: it {'; '.join(problems)}")
+        raise ValueError(
+            f"{checkpoint} is no {size.name} encoder-decoder: it {'; '.join(problems)}"
+        )
     return plan
 
 
@@ -220,7 +254,7 @@ def _write_array(
             require_finite("/".join(array.path[1:]), values, files.dtype(weight.name))
         _write_weight(values, weight, files)
 
-    if array.shape == layers[0].shape:
+    if _merges(array.shape, layers[0].shape):
         write(contents.read(array.path), layers[0])
         return
     axis = _layer_axis(array, layers)
@@ -238,6 +272,7 @@ def _write_array(
 
 def _write_weight(values: np.ndarray, weight: Weight, files: TensorFilesWriter) -> None:
     """Writes a weight some rows at a time: transposing and casting need memory of their own."""
+    values = values.reshape(weight.shape)
     theirs = values.T if weight.transposed else values
     row_bytes = max(1, math.prod(theirs.shape[1:]) * theirs.dtype.itemsize)
     rows = max(1, _BLOCK_BYTES // row_bytes)
@@ -250,10 +285,12 @@ def _write_configs(directory: Path, kept: Path, size: ModelSize, dtype: np.dtype
     config = make_config(size, dtype)
     generation = {key: config[key] for key in GENERATION_KEYS}
     old = _read_json(kept / "config.json")
-    if old and model_size(old, str(kept)) == size:
+    names = {weight.name for weight in weights(size).values()}
+    if old and model_size(old, str(kept), names) == size:
         key = "dtype" if "dtype" in old else "torch_dtype"
-        # What transformers 5 saves names no tie, older versions need it.
-        config = old | {key: config["torch_dtype"], "tie_word_embeddings": False}
+        # transformers 5 says of every model that it is tied; older versions need to know.
+        ties = {} if size.logits_via_embedding else {"tie_word_embeddings": size.scale_logits}
+        config = old | {key: config["torch_dtype"]} | ties
         generation = _read_json(kept / "generation_config.json") or generation
     for name, content in (("config.json", config), ("generation_config.json", generation)):
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

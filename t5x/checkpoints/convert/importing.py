@@ -1,5 +1,6 @@
 """From Hugging Face's layout to a checkpoint: MODEL_DIR/checkpoint_N with MODEL_DIR/config.gin."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 from t5x.checkpoints.convert.finite import require_finite
 from t5x.checkpoints.convert.settings import count_pieces, make_gin
 from t5x.checkpoints.convert.summary import Summary, Track, no_progress
-from t5x.checkpoints.formats.huggingface import HuggingFaceArrays
+from t5x.checkpoints.formats.huggingface import HuggingFaceArrays, describe_logits
 from t5x.checkpoints.formats.orbax import CheckpointWriter
 from t5x.checkpoints.formats.storage import is_url
 from t5x.checkpoints.layer_names import scanned_name
@@ -58,8 +59,8 @@ def import_model(
 
     Raises:
       FileExistsError: there is such a checkpoint.
-      ValueError: `source` holds no T5 v1.1 model, its settings are not what they should be, or a
-        weight is no number.
+      ValueError: `source` holds no model of the T5 family, its settings are not what they should
+        be, or a weight is no number.
     """
     contents = HuggingFaceArrays(source, open_pickled)
     if match := re.fullmatch(r"(?:(.*)/)?checkpoint_(\d+)", destination.rstrip("/")):
@@ -120,14 +121,32 @@ def _write(
     return total
 
 
+def _has_byte_tokenizer(text: bytes, source: str) -> bool:
+    """Whether tokenizer_config.json names ByT5's tokenizer.
+
+    Raises:
+      ValueError: it is no JSON object.
+    """
+    try:
+        tokenizer = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source}/tokenizer_config.json is not JSON: {error}") from error
+    if not isinstance(tokenizer, dict):
+        raise ValueError(f"{source}/tokenizer_config.json is not a JSON object")
+    return str(tokenizer.get("tokenizer_class")).startswith("ByT5")
+
+
 def _make_settings(
     contents: HuggingFaceArrays, source: str, model_dir: Path
 ) -> tuple[list[str], dict[Path, bytes]]:
     """What to tell the user; and config.gin and the directory's small files, by path."""
     kept = {name: contents.directory.read(name) for name in _KEPT_FILES}
     kept = {name: content for name, content in kept.items() if content is not None}
-    vocabulary, notes = None, []
-    if "spiece.model" in kept:
+    vocabulary, notes = None, [describe_logits(contents.size)]
+    over_bytes = _has_byte_tokenizer(kept.get("tokenizer_config.json", b"{}"), source)
+    if over_bytes:
+        pass  # bytes need no pieces
+    elif "spiece.model" in kept:
         pieces = count_pieces(kept["spiece.model"], f"{source}/spiece.model")
         vocabulary = (model_dir / KEPT_DIRECTORY / "spiece.model", pieces)
     else:
@@ -135,6 +154,6 @@ def _make_settings(
             f"{source} has no spiece.model: config.gin has T5's own vocabulary, which is right for "
             "T0, T5 v1.1, T5-LM-adapt and FLAN-T5"
         )
-    text = make_gin(contents.size, contents.config, source, vocabulary)
+    text = make_gin(contents.size, contents.config, source, vocabulary, over_bytes)
     files = {model_dir / KEPT_DIRECTORY / name: content for name, content in kept.items()}
     return notes, files | {model_dir / "config.gin": text.encode()}

@@ -9,7 +9,7 @@ from typing import Any
 from t5x.checkpoints.formats.huggingface import ModelSize
 
 _GIN = """\
-# {size} T5 v1.1, converted from {source}.
+# {size} {name}, converted from {source}.
 # `python -m t5x.train` and `python -m t5x.eval` take it as a model: include it in a run file.
 
 from __gin__ import dynamic_registration
@@ -29,6 +29,11 @@ network.T5Config:
   head_dim = {head_dim}
   mlp_dim = {mlp_dim}
 """
+# What sets a model apart from T5 v1.1 in its family.
+_OPTIONS = ("mlp_activations", "logits_via_embedding", "scale_logits", "relative_bias_per_layer")
+_BYTES = """
+VOCABULARY = @seqio.ByteVocabulary()
+"""
 _VOCABULARY = """
 seqio.SentencePieceVocabulary:
   sentencepiece_model_file = {path!r}
@@ -43,6 +48,7 @@ def make_gin(
     config: Mapping[str, Any],
     source: str,
     vocabulary: "tuple[Path, Pieces] | None",
+    over_bytes: bool = False,
 ) -> str:
     """Returns the gin settings of an imported model.
 
@@ -51,6 +57,7 @@ def make_gin(
       config: its config.json.
       source: where it comes from.
       vocabulary: where its SentencePiece model will be, and what that holds; None for T5's own.
+      over_bytes: whether its tokens are bytes, as ByT5's are.
 
     Raises:
       ValueError: config.json has no number as dropout_rate.
@@ -62,10 +69,19 @@ def make_gin(
         )
     text = _GIN.format(
         size=f"{size.num_encoder_layers}+{size.num_decoder_layers} layers, width {size.emb_dim}:",
+        name=size.name,
         source=source,
         dropout=float(dropout),
         **vars(size),
     )
+    # The class has those of T5 v1.1.
+    for name in _OPTIONS:
+        if (value := getattr(size, name)) != getattr(ModelSize, name):
+            text += f"  {name} = {value!r}\n"
+    if size.logits_via_embedding and not size.scale_logits:
+        text += "  scale_logits = False\n"
+    if over_bytes:
+        return text + _BYTES
     if vocabulary is not None:
         path, pieces = vocabulary
         extra_ids = pieces.count_extra_ids(size.vocab_size)
@@ -113,7 +129,7 @@ def count_pieces(model: bytes, name: str) -> Pieces:
 def read_gin(path: Path) -> dict[str, str]:
     """Returns what a run's config.gin binds of what matters to its layout, as gin text.
 
-    Keys: 'mlp_activations', 'sentencepiece_model_file'; those that are bound.
+    Keys: 'mlp_activations', 'scale_logits', 'sentencepiece_model_file'; those that are bound.
     """
     if not path.is_file():
         return {}
@@ -121,7 +137,7 @@ def read_gin(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} is no gin of a run: it has more than {_LARGEST_GIN:,} bytes")
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
     found = {}
-    for name in ("mlp_activations", "sentencepiece_model_file"):
+    for name in ("mlp_activations", "scale_logits", "sentencepiece_model_file"):
         if match := re.search(rf"^(?![^\n]*#)[^\n]*\b{name} *= *([^\n]+)$", text, re.MULTILINE):
             found[name] = match[1].strip()
     return found

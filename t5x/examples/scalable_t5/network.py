@@ -1,4 +1,4 @@
-"""The T5 network under the name of upstream's scanned variant; one implementation serves both."""
+"""Upstream's t5x.examples.scalable_t5.network: `t5.network` by its options."""
 
 from flax import struct
 
@@ -10,6 +10,12 @@ __all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "T5Config", "Tr
 
 @struct.dataclass
 class T5Config(network.T5Config):
-    """`t5.network.T5Config` whose layers are scanned whatever their width, as upstream's are."""
+    """`t5.network.T5Config` with upstream's defaults: scanned, a relative bias in every layer.
+
+    Parameters have the names and shapes of upstream's scalable_t5 and umT5, so that checkpoints of
+    those fit. T5 v1.1's share their bias: read them with `t5.network`.
+    """
 
     scan_layers: bool | None = True
+    relative_bias_per_layer: bool = True
+    split_heads: bool = True

@@ -161,11 +161,12 @@ def segments(tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None) -> jax.Ar
 class DenseGeneral(nn.Module):
     """Linear map without bias over the last `in_dims` dimensions of the input.
 
-    The kernel is stored as a matrix (product of inputs, product of features).
+    The kernel is stored as a matrix (product of inputs, product of features) where it has two
+    axes, else with all of its axes.
     """
 
     features: int | tuple[int, ...]
-    kernel_axes: tuple[str, str]
+    kernel_axes: tuple[str, ...]
     kernel_init: Initializer = dense_init
     in_dims: int = 1
     dtype: DType = jnp.float32
@@ -173,18 +174,28 @@ class DenseGeneral(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
-        shape = (int(np.prod(x.shape[-self.in_dims :])), int(np.prod(features)))
-        kernel = param_with_axes(
-            "kernel", self.kernel_init, shape, jnp.float32, axes=self.kernel_axes
-        )
+        inputs = x.shape[-self.in_dims :]
+        matrix = (int(np.prod(inputs)), int(np.prod(features)))
+        shape = matrix if len(self.kernel_axes) == 2 else (*inputs, *features)
+
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: DType) -> jax.Array:
+            # Fans are those of the matrix, however the kernel is stored.
+            return self.kernel_init(key, matrix, dtype).reshape(shape)
+
+        kernel = param_with_axes("kernel", init, shape, jnp.float32, axes=self.kernel_axes)
+        # The outer axis of several decides how the matrix is sharded.
+        first_output = 1 if len(shape) == 2 else self.in_dims
+        matrix_axes = (self.kernel_axes[0], self.kernel_axes[first_output])
         leading = x.shape[: x.ndim - self.in_dims]
-        x = jnp.asarray(x, self.dtype).reshape(*leading, shape[0])
-        y = gathered_dot(x, kernel.astype(self.dtype), self.kernel_axes)
+        x = jnp.asarray(x, self.dtype).reshape(*leading, matrix[0])
+        y = gathered_dot(x, kernel.astype(self.dtype).reshape(matrix), matrix_axes)
         return y.reshape(*leading, *features)
 
 
 class MultiHeadAttention(nn.Module):
     """Multi-head attention with an autoregressive cache for self-attention.
+
+    `scaled` divides the scores by sqrt(D); with `split_heads` kernels have an axis for the heads.
 
     The cache holds keys and values as (B, H, D, L): length innermost, as TPU memory likes it.
     """
@@ -193,6 +204,8 @@ class MultiHeadAttention(nn.Module):
     head_dim: int
     dropout_rate: float = 0.0
     float32_logits: bool = False
+    scaled: bool = False
+    split_heads: bool = False
     implementation: str = "auto"
     dtype: DType = jnp.float32
 
@@ -219,7 +232,7 @@ class MultiHeadAttention(nn.Module):
         def project(name: str, init: Initializer, x: jax.Array) -> jax.Array:
             y = DenseGeneral(
                 (self.num_heads, self.head_dim),
-                ("embed", "joined_kv"),
+                ("embed", "heads", "kv") if self.split_heads else ("embed", "joined_kv"),
                 init,
                 dtype=self.dtype,
                 name=name,
@@ -230,6 +243,8 @@ class MultiHeadAttention(nn.Module):
             return attention_init(*args) / jnp.sqrt(self.head_dim).astype(self.dtype)
 
         query = project("query", query_init, x_q)
+        if self.scaled:
+            query = query / jnp.sqrt(self.head_dim).astype(self.dtype)
         key = project("key", attention_init, x_kv)
         value = project("value", attention_init, x_kv)
         if decode:
@@ -257,7 +272,7 @@ class MultiHeadAttention(nn.Module):
         out = checkpoint_name(out, ATTENDED)
         out = DenseGeneral(
             x_q.shape[-1],
-            ("joined_kv", "embed"),
+            ("heads", "kv", "embed") if self.split_heads else ("joined_kv", "embed"),
             attention_init,
             in_dims=2,
             dtype=self.dtype,

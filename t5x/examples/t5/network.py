@@ -1,8 +1,11 @@
-"""T5 v1.1 encoder-decoder network (arXiv 1910.10683; upstream t5x.examples.t5.network).
+"""The network of the T5 family (arXiv 1910.10683; upstream t5x.examples.t5.network).
+
+T5 1.0, T5 v1.1, LM-adapted T5, T0, FLAN-T5, mT5, umT5, ByT5 and UL2 differ by options of T5Config.
 
 Unrolled, parameters have upstream's names (`encoder/layers_0/attention/query/kernel`). Scanned, a
 stack's layers share one subtree (`encoder/encoder/attention/query/kernel`) whose arrays carry the
-layers at axis `param_scan_axis`. Either way a stack has one relative position bias, computed once.
+layers at axis `param_scan_axis`. A stack has one relative position bias, computed once; umT5 and
+upstream's scalable_t5 have one in every layer.
 """
 
 import functools
@@ -50,6 +53,13 @@ class T5Config:
       dtype: of activations; parameters are float32.
       mlp_activations: names of flax.linen functions, multiplied together; 'linear' is the identity.
       logits_via_embedding: project to the vocabulary with the embedding matrix.
+      scale_logits: divide the activations before the logits by sqrt(emb_dim); None: where the
+        embedding matrix projects them, as T5 1.0 does.
+      scale_attn_logits: divide the attention scores by sqrt(head_dim), for optimizers other than
+        Adafactor (upstream's t5x.contrib.gpu).
+      relative_bias_per_layer: a relative position bias in every layer (umT5, scalable_t5).
+      split_heads: kernels of attention have an axis for the heads (scalable_t5): (embed, heads, kv)
+        and (heads, kv, embed). It is how they are stored, and how Adafactor factors them.
       float32_attention_logits: scores and softmax in float32 whatever the dtype.
       remat_policy: 'none' (all is saved), or a key of REMAT_POLICIES: 'full' saves nothing,
         'minimal' the projections, 'outputs' what attention gives too, 'weights' the attention
@@ -76,7 +86,11 @@ class T5Config:
     mlp_activations: Sequence[str] = ("relu",)
     dropout_rate: float = 0.1
     logits_via_embedding: bool = False
+    scale_logits: bool | None = None
     float32_attention_logits: bool = False
+    scale_attn_logits: bool = False
+    relative_bias_per_layer: bool = False
+    split_heads: bool = False
     remat_policy: str | None = "none"
     scan_layers: bool | None = None
     param_scan_axis: int = 1
@@ -88,6 +102,8 @@ class T5Config:
             narrowest = min(self.emb_dim, self.num_heads * self.head_dim, self.mlp_dim)
             # A frozen dataclass sets its own fields this way.
             object.__setattr__(self, "scan_layers", narrowest >= MIN_DIM_SIZE_TO_FACTOR)
+        if self.scale_logits is None:
+            object.__setattr__(self, "scale_logits", self.logits_via_embedding)
 
 
 def _norm(config: T5Config, name: str, x: jax.Array) -> jax.Array:
@@ -104,9 +120,17 @@ def _attention(config: T5Config, name: str) -> layers.MultiHeadAttention:
         head_dim=config.head_dim,
         dropout_rate=config.dropout_rate,
         float32_logits=config.float32_attention_logits,
+        scaled=config.scale_attn_logits,
+        split_heads=config.split_heads,
         implementation=config.attention,
         dtype=config.dtype,
         name=name,
+    )
+
+
+def _relative_bias(config: T5Config, name: str | None = None) -> layers.RelativePositionBiases:
+    return layers.RelativePositionBiases(
+        config.num_heads, implementation=config.attention, dtype=config.dtype, name=name
     )
 
 
@@ -129,11 +153,15 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         x_BxLxE: jax.Array,
-        bias: RelativeBias | jax.Array,
+        bias: RelativeBias | jax.Array | None,
         segments_BxL: jax.Array,
         deterministic: bool,
     ) -> tuple[jax.Array, None]:
+        """`bias` is the stack's; None where the layer has its own."""
         cfg = self.config
+        if cfg.relative_bias_per_layer:
+            length = x_BxLxE.shape[-2]
+            bias = _relative_bias(cfg, "relpos_bias")(length, length, bidirectional=True)
         drop = functools.partial(layers.dropout(cfg.dropout_rate), deterministic=deterministic)
         x = constrain(x_BxLxE)
         y = _norm(cfg, "pre_attention_layer_norm", x)
@@ -160,14 +188,20 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x_BxLxE: jax.Array,
-        bias: RelativeBias | jax.Array,
+        bias: RelativeBias | jax.Array | None,
         segments: Mapping[str, jax.Array | None],
         encoded_BxKxE: jax.Array,
         position: jax.Array | None,
         deterministic: bool,
         decode: bool,
+        length: int,
     ) -> tuple[jax.Array, None]:
+        """`bias` is the stack's over `length` positions; None where the layer has its own."""
         cfg = self.config
+        if cfg.relative_bias_per_layer:
+            bias = _relative_bias(cfg, "relpos_bias")(
+                length, length, bidirectional=False, query_position=position
+            )
         drop = functools.partial(layers.dropout(cfg.dropout_rate), deterministic=deterministic)
         x = constrain(x_BxLxE)
         y = _norm(cfg, "pre_self_attention_layer_norm", x)
@@ -202,12 +236,6 @@ class Stack(nn.Module):
 
     config: T5Config
     shared_embedding: nn.Module
-
-    def _relative_bias(self) -> layers.RelativePositionBiases:
-        cfg = self.config
-        return layers.RelativePositionBiases(
-            cfg.num_heads, implementation=cfg.attention, dtype=cfg.dtype
-        )
 
     def _embed(self, tokens_BxL: jax.Array, deterministic: bool) -> jax.Array:
         x = self.shared_embedding(tokens_BxL)
@@ -253,7 +281,8 @@ class Encoder(Stack):
 
     def setup(self) -> None:
         cfg = self.config
-        self.relpos_bias = self._relative_bias()
+        if not cfg.relative_bias_per_layer:
+            self.relpos_bias = _relative_bias(cfg)
         stack = self._layers(EncoderLayer, cfg.num_encoder_layers, static=(3,))
         if cfg.scan_layers:
             self.encoder = stack
@@ -269,7 +298,9 @@ class Encoder(Stack):
     ) -> jax.Array:
         cfg = self.config
         length = tokens_BxL.shape[-1]
-        bias = self.relpos_bias(length, length, bidirectional=True)
+        bias = None
+        if not cfg.relative_bias_per_layer:
+            bias = self.relpos_bias(length, length, bidirectional=True)
         x = self._embed(tokens_BxL, deterministic)
         stack = self.encoder if cfg.scan_layers else self.layers
         x = self._run(stack, x, bias, segments_BxL, deterministic)
@@ -281,8 +312,9 @@ class Decoder(Stack):
 
     def setup(self) -> None:
         cfg = self.config
-        self.relpos_bias = self._relative_bias()
-        stack = self._layers(DecoderLayer, cfg.num_decoder_layers, static=(5, 6))
+        if not cfg.relative_bias_per_layer:
+            self.relpos_bias = _relative_bias(cfg)
+        stack = self._layers(DecoderLayer, cfg.num_decoder_layers, static=(5, 6, 7))
         if cfg.scan_layers:
             self.decoder = stack
         else:
@@ -306,10 +338,13 @@ class Decoder(Stack):
         cfg = self.config
         length = max_decode_length if decode and max_decode_length else tokens_BxL.shape[-1]
         position = self._next_position() if decode else None
-        bias = self.relpos_bias(length, length, bidirectional=False, query_position=position)
+        bias = None
+        if not cfg.relative_bias_per_layer:
+            bias = self.relpos_bias(length, length, bidirectional=False, query_position=position)
         x = self._embed(tokens_BxL, deterministic)
         stack = self.decoder if cfg.scan_layers else self.layers
-        x = self._run(stack, x, bias, segments, encoded_BxKxE, position, deterministic, decode)
+        args = (bias, segments, encoded_BxKxE, position, deterministic, decode, length)
+        x = self._run(stack, x, *args)
         return self.output_dropout(self.decoder_norm(x), deterministic=deterministic)
 
     def _next_position(self) -> jax.Array | None:
@@ -322,10 +357,11 @@ class Decoder(Stack):
         return position
 
     def logits(self, x_BxLxE: jax.Array) -> jax.Array:
-        if self.config.logits_via_embedding:
-            scores = self.shared_embedding.attend(x_BxLxE) / jnp.sqrt(x_BxLxE.shape[-1])
-        else:
-            scores = self.logits_dense(x_BxLxE)
+        cfg = self.config
+        project = self.shared_embedding.attend if cfg.logits_via_embedding else self.logits_dense
+        scores = project(x_BxLxE)
+        if cfg.scale_logits:
+            scores = scores / jnp.sqrt(x_BxLxE.shape[-1])
         return layers.constrain(scores, ("batch", "length", "vocab"))
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from t0x.cli import app
 from t5x import adafactor, checkpoints, gin_utils, models, partitioning
-from t5x.checkpoints import layouts, restoring
+from t5x.checkpoints import restoring
 from t5x.checkpoints.configs import RestoreCheckpointConfig
 from t5x.checkpoints.formats import huggingface, stores
 from t5x.checkpoints.formats.huggingface import ModelSize, make_config, weights
@@ -29,6 +30,15 @@ from t5x.checkpoints.formats.storage import Directory
 from t5x.examples.t5 import network
 
 UNEVEN = ModelSize(64, 16, 3, 4, 24, 1, 3)
+GELU, SHAPE = ("gelu", "linear"), (64, 16, 3, 4, 24, 2, 2)
+# Activations; logits from the embedding, scaled; a relative bias in every layer.
+FAMILY = {
+    "T5 1.0": ModelSize(*SHAPE, ("relu",), True, True),
+    "T5 v1.1, tied": ModelSize(*SHAPE, GELU, True, False),
+    "umT5": ModelSize(*SHAPE, relative_bias_per_layer=True),
+    "umT5, tied": ModelSize(*SHAPE, GELU, True, True, True),
+    "UL2": ModelSize(*SHAPE, ("silu", "linear")),
+}
 _PATH = Path(__file__).parents[3] / "benchmarks/convert_memory.py"
 _SPEC = importlib.util.spec_from_file_location("convert_memory", _PATH)
 convert_memory = importlib.util.module_from_spec(_SPEC)
@@ -70,9 +80,34 @@ def test_round_trip_is_byte_equal(tmp_path, options, dtype):
     assert (tmp_path / "back/generation_config.json").exists()
 
 
+def check_equal(directory, expected):
+    """Weights byte by byte, settings by what they say."""
+    weights_file, config = "model.safetensors", "config.json"
+    assert (directory / weights_file).read_bytes() == (expected / weights_file).read_bytes()
+    assert json.loads((directory / config).read_text()) == json.loads(
+        (expected / config).read_text()
+    )
+
+
 def examples():
     rng = np.random.default_rng(3)
     return rng.integers(2, 64, (2, 9)), rng.integers(2, 64, (2, 5))
+
+
+def logits_of(tmp_path, size, options):
+    """Logits of `examples` by the network, from what `t0x convert` makes of tmp_path/hf."""
+    run("convert", tmp_path / "hf", tmp_path / "run", *options)
+    contents = stores.open_checkpoint(str(tmp_path / "run/checkpoint_0"))
+    params = {path[1:]: contents.read(path) for path in contents.arrays if path[0] == "target"}
+    config = network.T5Config(**vars(size), dropout_rate=0.0, scan_layers=bool(options))
+    inputs, targets = examples()
+    apply = functools.partial(network.Transformer(config).apply, enable_dropout=False)
+    return jax.jit(apply)(
+        {"params": unflatten_dict(params)},
+        jnp.asarray(inputs, jnp.int32),
+        jnp.asarray(np.pad(targets, ((0, 0), (1, 0)))[:, :-1], jnp.int32),
+        jnp.asarray(targets, jnp.int32),
+    )
 
 
 @pytest.mark.parametrize("options", [[], ["--scanned"]], ids=["unrolled", "scanned"])
@@ -80,25 +115,51 @@ def test_logits_are_those_of_transformers(tmp_path, options):
     """golden/hf_logits.npy: benchmarks/hf_logits.py (transformers 5.23.0, torch 2.15.0) on the
     directory of `make_model` and the rows of `examples`."""
     make_model(tmp_path / "hf")
-    run("convert", tmp_path / "hf", tmp_path / "run", *options)
-    contents = stores.open_checkpoint(str(tmp_path / "run/checkpoint_0"))
-    params = {path[1:]: contents.read(path) for path in contents.arrays if path[0] == "target"}
-    config = network.T5Config(
-        **vars(UNEVEN),
-        mlp_activations=("gelu", "linear"),
-        dropout_rate=0.0,
-        scan_layers=bool(options),
-    )
-    inputs, targets = examples()
-    apply = functools.partial(network.Transformer(config).apply, enable_dropout=False)
-    logits = jax.jit(apply)(
-        {"params": unflatten_dict(params)},
-        jnp.asarray(inputs, jnp.int32),
-        jnp.asarray(np.pad(targets, ((0, 0), (1, 0)))[:, :-1], jnp.int32),
-        jnp.asarray(targets, jnp.int32),
-    )
     golden = np.load(Path(__file__).parents[1] / "golden/hf_logits.npy")
+    logits = logits_of(tmp_path, UNEVEN, options)
     np.testing.assert_allclose(logits, golden, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, ["--scanned"] * (i % 2)) for i, name in enumerate(FAMILY)],
+)
+def test_the_whole_family_has_the_logits_of_transformers(tmp_path, name, options):
+    """golden/hf_family_logits.npz: the same by transformers 5.24.0, torch 2.14.1."""
+    size = FAMILY[name]
+    make_model(tmp_path / "hf", size)
+    golden = np.load(Path(__file__).parents[1] / "golden/hf_family_logits.npz")[name]
+    logits = logits_of(tmp_path, size, options)
+    np.testing.assert_allclose(logits, golden, rtol=0, atol=1e-4)
+    run("convert", tmp_path / "run", tmp_path / "back")
+    check_equal(tmp_path / "back", tmp_path / "hf")
+    # Without what the import kept, from the arrays and config.gin alone.
+    shutil.rmtree(tmp_path / "run/huggingface")
+    run("convert", tmp_path / "run", tmp_path / "again")
+    check_equal(tmp_path / "again", tmp_path / "hf")
+
+
+def test_the_arrays_say_what_a_model_is_before_its_config_does(tmp_path):
+    # As transformers 5.24 saves a T5 v1.1 whose head is its own.
+    make_model(tmp_path / "hf")
+    file = tmp_path / "hf/config.json"
+    config = json.loads(file.read_text())
+    said = {"tie_word_embeddings": True, "scale_decoder_outputs": False}
+    file.write_text(json.dumps(config | said))
+    assert "logits from lm_head.weight, not scaled" in run(
+        "convert", tmp_path / "hf", tmp_path / "run"
+    )
+    run("convert", tmp_path / "run", tmp_path / "back")
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    assert (back["tie_word_embeddings"], back["scale_decoder_outputs"]) == (False, False)
+
+
+def test_bytes_need_no_vocabulary(tmp_path):
+    make_model(tmp_path / "hf", ModelSize(384, 16, 3, 4, 24, 2, 1))
+    (tmp_path / "hf/tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    output = run("convert", tmp_path / "hf", tmp_path / "run")
+    assert "VOCABULARY = @seqio.ByteVocabulary()" in (tmp_path / "run/config.gin").read_text()
+    assert "spiece" not in output
 
 
 @functools.cache
@@ -107,7 +168,7 @@ def make_initializer():
         0.01, logical_factor_rules=adafactor.standard_logical_factor_rules()
     )
     vocabulary = types.SimpleNamespace(eos_id=1)
-    config = network.T5Config(**vars(UNEVEN), mlp_activations=("gelu", "linear"), scan_layers=True)
+    config = network.T5Config(**vars(UNEVEN), scan_layers=True)
     model = models.EncoderDecoderModel(
         network.Transformer(config), vocabulary, vocabulary, optimizer_def
     )
@@ -181,9 +242,12 @@ def test_files_in_shards_and_their_damage(tmp_path):
 
 
 CONFIGS = {
-    "v1.0": ({"feed_forward_proj": "relu", "tie_word_embeddings": None}, "T5 v1.0 with relu"),
-    "tied": ({"tie_word_embeddings": True}, "logits from the embedding matrix"),
-    "foreign": ({"model_type": "bert"}, "a model of type 'bert'; only T5 v1.1 can be read"),
+    "one gate": ({"feed_forward_proj": "relu"}, r"lacks .*DenseReluDense\.wi\.weight"),
+    "activation": ({"feed_forward_proj": "gelu"}, "the networks here have one of relu, gated-relu"),
+    "foreign": (
+        {"model_type": "bert"},
+        "a model of type 'bert'; what can be read is the T5 family",
+    ),
     "buckets": ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets = 64"),
     "dropout": ({"dropout_rate": "much"}, "config.json: dropout_rate = 'much' is no number"),
     "lacking": ({"d_ff": None}, "lacks d_ff"),
@@ -271,10 +335,6 @@ def test_an_average_starts_a_run(tmp_path):
         *(state.state_dict()["target"] for state in (mean, *states)),
     )
     assert all(not np.any(x) for x in jax.tree.leaves(mean.param_states))
-    # One of scalable_t5 is not of this model.
-    arrays = {"encoder/encoder/relpos_bias/rel_embedding": None}
-    assert "scalable_t5" in layouts.name_scalable_t5(arrays)
-    assert not layouts.name_scalable_t5(["target/encoder/relpos_bias/rel_embedding"])
 
 
 def test_tokenizer_is_built_and_kept(tmp_path):
