@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from t5x import gin_utils
 from t5x.checkpoints.queue import finish_writing
-from t5x.run import interruption, precheck, preemption
+from t5x.run import interruption, precheck, preemption, values
 from t5x.run.console import console, summarise_error
 
 FLAGS = flags.FLAGS
@@ -149,6 +149,8 @@ def _run(entry_point: Callable[..., Any]) -> None:
         FLAGS.gin_file,
         FLAGS.gin_bindings,
     )
+    values.check()
+    values.require_bindings(entry_point, FLAGS.gin_file)
     if FLAGS.dry_run:
         console.say(gin_utils.get_gin_config_str())
         return

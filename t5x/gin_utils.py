@@ -80,7 +80,7 @@ def parse_gin_flags(
             None, gin_bindings, skip_unknown=skip_unknown, finalize_config=finalize_config
         )
         text = get_gin_config_str()
-    except (ValueError, AttributeError, NameError) as error:
+    except (ValueError, AttributeError, NameError, SyntaxError) as error:
         raise ValueError(gin_errors.explain(str(error))) from error
     logging.info("gin configuration:\n%s", text)
     for line in gin_errors.describe_unused(gin_bindings, macros):

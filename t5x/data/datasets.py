@@ -213,6 +213,18 @@ def get_dataset(
     return joined
 
 
+def require_caches(provider: seqio.Task | seqio.Mixture) -> None:
+    """Raises ValueError where a task that is to be read from SeqIO's offline cache has none."""
+    lacking = [task.name for task in seqio.get_subtasks(provider) if task.cache_dir is None]
+    if lacking:
+        more = f" and {len(lacking) - 1} more tasks" if len(lacking) > 1 else ""
+        raise ValueError(
+            f"USE_CACHED_TASKS = True: no cache of {lacking[0]}{more} in "
+            f"{', '.join(seqio.utils.get_global_cache_dirs()) or 'no folder'}; give "
+            "--seqio_additional_cache_dirs=FOLDER or USE_CACHED_TASKS = False"
+        )
+
+
 def _read_shard(
     cfg: DatasetConfig,
     provider: seqio.Task | seqio.Mixture,
@@ -223,6 +235,8 @@ def _read_shard(
     seed: int,
 ) -> tf.data.Dataset:
     """One shard's share of the batches."""
+    if cfg.use_cached:
+        require_caches(provider)
     arguments = {
         "shuffle": cfg.shuffle,
         "num_epochs": num_epochs,

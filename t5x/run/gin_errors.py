@@ -14,6 +14,9 @@ _CONFIGURABLE = re.compile(r"No configurable matching (?:reference )?'@?(?P<sele
 _ATTRIBUTE = re.compile(r"selector (?P<selector>\S+); <module '(?P<module>.+?)'.* attribute (\w+)")
 _SYMBOL = re.compile(r"'(\w+)' was not provided by an import statement")
 _UNBOUND_MACRO = re.compile(r"No bindings specified for '(?P<name>\w+)/gin\.macro'")
+_BARE_WORD = re.compile(
+    r"malformed node or string.*ast\.Name.*Failed to parse token '(?P<word>\w+)'", re.DOTALL
+)
 _REQUIRED_MACRO = re.compile(r"/macro\.value set to `%gin\.REQUIRED`")
 
 
@@ -35,6 +38,9 @@ def explain(message: str) -> str:
     if match := _UNBOUND_MACRO.search(message):
         text = f"%{match['name']} is not set; give --gin.{match['name']}=VALUE"
         return _complain(text, match["name"], bound_macros(), message)
+    if match := _BARE_WORD.search(message):
+        word = match["word"]
+        return f"{word} is no value; a text stands in quotes: '{word}'"
     if _REQUIRED_MACRO.search(message):
         return describe_required([x for x, value in bound_macros().items() if is_required(value)])
     return message

@@ -45,6 +45,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "run.gin").write_text(RUN_FILE)
     (folder / "script.py").write_text(SCRIPT)
+    (folder / "empty.gin").touch()
     return folder
 
 
@@ -99,6 +100,9 @@ def test_rewrite_gin_args():
             "",
             "error: BATCH_SIZE = 3 is wrong; use 4 (traceback in",
         ),
+        (["--gin_file=run.gin", "--gin.TEXT=bare"], 1, "", "a text stands in quotes: 'bare'"),
+        (["--gin_file=run.gin", "--gin.entry.times='3'"], 1, "", "times takes a whole number"),
+        (["--gin_file=empty.gin"], 1, "", "error: empty.gin: entry has no text; start from"),
         (["--gin_file=no.gin"], 1, "", "error: --gin_file=no.gin is in none of"),
         (
             ["--gin_file=run.gin", "--gin.entry.tims=2"],
