@@ -30,7 +30,7 @@ test: .venv/.with-test
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: .venv/.with-test
-	@T0X_ALL_FAULTS=1 $(BIN)/python -m pytest tests/e2e/test_faults.py
+	@T0X_ALL_FAULTS=1 $(BIN)/python -m pytest tests/e2e/test_faults.py tests/e2e/test_restarts.py
 
 lint: .venv/.with-test
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from t0x.registration import fingerprints
 from t0x.registration.registry import task_info
 from t0x.registration.shared_functions import map_shared
 
@@ -81,6 +82,10 @@ class PromptedTask(seqio.Task):
             task = self.replace(shuffle_buffer_size=seqio.SHUFFLE_BUFFER_SIZE)
             return task.get_dataset(sequence_length, split, use_cached=True, **options)
         return super().get_dataset(sequence_length, split, **options)
+
+    def fingerprint(self, split: str) -> dict[str, str]:
+        """Digests of what a split's examples are made from, by what they are of."""
+        return fingerprints.describe_task(task_info(self.name), self.source.real_split(split))
 
     def num_input_examples(self, split: str) -> int:
         """Examples of a split, see `TaskInfo.num_examples`; for a task that is cached they are

@@ -17,6 +17,8 @@ DATASET_ITEM = "dataset"
 _UNLISTABLE = ("http://", "https://")
 # What Orbax adds to the name of what is not complete.
 _TEMPORARY = ".orbax-checkpoint-tmp"
+# What the name of one that cannot be read gets.
+_ASIDE = ".unreadable"
 
 
 def absolute(path: epath.PathLike) -> str:
@@ -81,10 +83,15 @@ def all_steps(checkpoints_dir: epath.PathLike) -> list[int]:
     return [step for step in _candidates(checkpoints_dir) if _is_complete(checkpoints_dir, step)]
 
 
-def latest_step(checkpoints_dir: epath.PathLike) -> int | None:
-    """Returns the last step with a complete checkpoint, or None; raises as `all_steps` does."""
+def latest_step(checkpoints_dir: epath.PathLike, before: int | None = None) -> int | None:
+    """Returns the last step, or the last one before a step, with a complete checkpoint, or None.
+
+    Raises:
+      OSError: see `all_steps`.
+    """
     newest_first = reversed(_candidates(checkpoints_dir))
-    return next((step for step in newest_first if _is_complete(checkpoints_dir, step)), None)
+    steps = (step for step in newest_first if before is None or step < before)
+    return next((step for step in steps if _is_complete(checkpoints_dir, step)), None)
 
 
 def all_dataset_checkpoint_steps(checkpoints_dir: epath.PathLike) -> list[int]:
@@ -133,12 +140,21 @@ def make_way(checkpoint: epath.PathLike) -> None:
 def set_aside(checkpoint: epath.PathLike) -> epath.Path:
     """Renames a checkpoint that cannot be read, so that its step can be saved again."""
     path = epath.Path(checkpoint)
-    aside = path.parent / f"{path.name}.unreadable"
+    aside = path.parent / f"{path.name}{_ASIDE}"
     number = 1
     while aside.exists():
         number += 1
-        aside = path.parent / f"{path.name}.unreadable{number}"
+        aside = path.parent / f"{path.name}{_ASIDE}{number}"
     return path.rename(aside)
+
+
+def list_set_aside(checkpoints_dir: epath.PathLike) -> list[str]:
+    """Returns the names of the checkpoints in a directory that are set aside."""
+    directory = epath.Path(checkpoints_dir)
+    if not directory.is_dir():
+        return []
+    name = rf"{re.escape(get_checkpoint_prefix())}_[0-9]+{re.escape(_ASIDE)}[0-9]*"
+    return sorted(path.name for path in directory.iterdir() if re.fullmatch(name, path.name))
 
 
 def find_single(path: str) -> str | None:

@@ -212,7 +212,7 @@ class OrbaxCheckpointManagerInterface:
         if not force and not self.should_save(step):
             return False
         if self._saver.has(step):
-            logging.warning("Not saving step %d: %s has a checkpoint of it", step, self._directory)
+            logging.info("Not saving step %d: %s has a checkpoint of it", step, self._directory)
             return False
         arrays = self._saver.snapshots.flatten(train_state)
         if state_transformation_fns:

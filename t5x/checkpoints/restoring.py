@@ -150,12 +150,15 @@ def find_checkpoints(path: str) -> list[str]:
       OSError: no permission, or out of reach.
     """
     path = path.rstrip("/")
-    if found := mesh_tensorflow.list_checkpoints(path):
+    # Their directories have a file `checkpoint`, as T5X's older format has.
+    if not is_url(path) and (found := mesh_tensorflow.list_checkpoints(path)):
         return found
-    if mesh_tensorflow.is_tensorflow_checkpoint(path):
-        return [path]
     if single := find_single(path):
         return [single]
+    if mesh_tensorflow.is_tensorflow_checkpoint(path):
+        return [path]
+    if is_url(path) and (found := mesh_tensorflow.list_checkpoints(path)):
+        return found
     return [str(get_checkpoint_dir(path, step)) for step in all_steps(path)]
 
 
@@ -247,6 +250,9 @@ def create_checkpoint_manager_and_restore(
         keep_dataset_checkpoints=save.keep_dataset_checkpoints if save else None,
         **_keep_best_settings(save, train_state_initializer.global_train_state_shape, partitioner),
     )
+    if ds_iter is not None and hasattr(manager, "fingerprint"):
+        # What a run is trained on is known whether its position is saved or not.
+        manager.fingerprint["data"] = getattr(ds_iter, "fingerprint", None)
     if not restore_path:
         return None, manager
     fallback = get_fallback_state(

@@ -27,3 +27,20 @@ def processes_where(condition: bool) -> list[int]:
     """The processes on which a condition holds; all of them ask at the same time."""
     told = multihost_utils.process_allgather(np.array(condition))
     return np.flatnonzero(told).tolist()
+
+
+def require_service() -> None:
+    """Makes sure that several processes can agree with one another.
+
+    TPU hosts know of one another without JAX's service, so that a run would take steps; it could
+    not save them.
+
+    Raises:
+      ValueError: there are several processes and no service.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(
+            f"{jax.process_count()} processes run together without JAX's distributed service, "
+            "which saving and stopping need: add --multiprocess_gpu to the command (on Cloud TPU, "
+            "GKE and SLURM it finds the others by itself)"
+        )

@@ -51,3 +51,7 @@ class Timetable:
     def due(self, step: int, last: bool) -> list[Action]:
         """What is to be done after `step`, the run's last one or not."""
         return [entry.action for entry in self._entries if entry.is_due(step, last)]
+
+    def is_due(self, action: Action, step: int) -> bool:
+        """Whether an action of the table is done after `step`."""
+        return action in self.due(step, last=step == self.end)

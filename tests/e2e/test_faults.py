@@ -9,6 +9,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ all_faults = pytest.mark.skipif(
     not os.environ.get("T0X_ALL_FAULTS"), reason="injected by make faults"
 )
 STEPS, PERIOD = 40, 8
+_SAME = "nothing: same losses"
 TINY = [
     "--gin_file=t0_mini.gin",
     "--gin.MIXTURE_OR_TASK_NAME='mini_reviews_options_first'",
@@ -75,7 +77,7 @@ def _losses(model_dir):
     path = model_dir / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)
-        if "loss" in row:
+        if row["collection"] == "train" and "loss" in row:
             assert losses.setdefault(row["step"], row["loss"]) == row["loss"], row["step"]
     return losses
 
@@ -103,7 +105,7 @@ def _interrupt(process, model_dir, number):
 
 
 def _lost(model_dir, uninterrupted):
-    return "nothing: same losses" if _losses(model_dir) == uninterrupted else "the same losses"
+    return _SAME if _losses(model_dir) == uninterrupted else "the same losses"
 
 
 def _record(record_property, injected, ended_with, lost):
@@ -198,6 +200,167 @@ def _processes(*words):
             if "t5x.train" in line and all(word in line for word in words):
                 found.append(int(path.parent.name))
     return found
+
+
+LONG_EVALUATION = (
+    "--gin.train.train_eval_dataset_cfg=@train_eval/utils.DatasetConfig()",
+    "--gin.train.eval_period=8",
+)
+
+
+def _when(phase, process, model_dir):
+    """Returns when a run is in a phase."""
+    if phase == "start":
+        _wait_for(process, (model_dir / "training.lock").exists)
+    elif phase == "compile":
+        while "log" not in process.stdout.readline():  # the last line of the header
+            assert process.poll() is None, process.communicate()
+    elif phase == "save":
+        _wait_for_step(process, model_dir, 3)
+        _wait_for(process, lambda: any(model_dir.glob(f"checkpoint_{PERIOD}.orbax*")))
+    else:
+        last = {"step": PERIOD + 3, "evaluation": PERIOD, "close": STEPS}[phase]
+        _wait_for_step(process, model_dir, last)
+
+
+@all_faults
+@pytest.mark.parametrize("phase", ["start", "compile", "step", "save", "evaluation", "close"])
+def test_sigterm_twice_in_every_phase(uninterrupted, tmp_path, phase, record_property):
+    model_dir = tmp_path / "run"
+    evaluation = LONG_EVALUATION if phase == "evaluation" else ()
+    with _started(model_dir, *evaluation, "--gin.EVAL_STEPS=100000") as process:
+        _when(phase, process, model_dir)
+        started = time.monotonic()
+        for _ in range(2):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        out, error = process.communicate()
+        seconds = time.monotonic() - started
+    assert process.returncode == EXIT_CODE, out + error
+    assert seconds < 30
+    assert not (model_dir / "training.lock").exists()
+    if phase not in ("start", "compile"):
+        assert "its checkpoint is saved" in out
+        assert _newest_checkpoint(model_dir).name == f"checkpoint_{max(_losses(model_dir))}"
+    if phase == "evaluation":
+        assert not (model_dir / "evaluated_step").exists()
+        out = _finish(model_dir, *evaluation, "--gin.EVAL_STEPS=1", f"--gin.TRAIN_STEPS={PERIOD}")
+        assert "trained 0 steps" in out
+        assert (model_dir / "evaluated_step").read_text() == f"{PERIOD}\n"
+    _finish(model_dir)
+    assert not list(model_dir.glob("*unreadable*"))
+    injected = f"SIGTERM twice, {phase}"
+    ended = f"exit code 75 after {seconds:.1f} s"
+    assert _losses(model_dir) == uninterrupted
+    _record(record_property, injected, ended, _lost(model_dir, uninterrupted))
+
+
+@all_faults
+def test_a_second_run_in_the_same_directory_is_refused(uninterrupted, tmp_path, record_property):
+    model_dir = tmp_path / "run"
+    with _started(model_dir, "--gin.TRAIN_STEPS=1000000") as process:
+        _wait_for_step(process, model_dir, 3)
+        with _started(model_dir) as second:
+            _, error = second.communicate()
+        assert second.returncode == 1
+        assert f"is being trained in by process {process.pid} on " in error
+        _wait_for_step(process, model_dir, STEPS)
+        process.send_signal(signal.SIGTERM)
+        out, error = process.communicate()
+    assert process.returncode == EXIT_CODE, out + error
+    losses = _losses(model_dir)
+    assert {step: losses[step] for step in uninterrupted} == uninterrupted
+    _record(record_property, "a second run in the same MODEL_DIR", "exit code 1, the second", _SAME)
+
+
+@all_faults
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+def test_an_old_checkpoint_that_cannot_be_removed(uninterrupted, tmp_path, record_property):
+    model_dir = tmp_path / "run"
+    _finish(model_dir, f"--gin.TRAIN_STEPS={PERIOD}")
+    stuck = model_dir / f"checkpoint_{PERIOD}"
+    mounted = subprocess.run(["mount", "--bind", stuck, stuck], check=False)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        _finish(model_dir, "--gin.SaveCheckpointConfig.keep=1")
+        assert stuck.is_dir()
+        assert "could not be removed" in (model_dir / "train.log").read_text()
+    finally:
+        subprocess.run(["umount", stuck], check=True)
+    assert _newest_checkpoint(model_dir).name == f"checkpoint_{STEPS}"
+    lost = _lost(model_dir, uninterrupted)
+    assert _losses(model_dir) == uninterrupted
+    _record(record_property, "a checkpoint that cannot be removed", "exit code 0", lost)
+
+
+LIMITED = """
+import resource
+
+from t5x.checkpoints.manager import OrbaxCheckpointManagerInterface
+
+
+class LimitedManager(OrbaxCheckpointManagerInterface):
+    def restore(self, *args, **kwargs):
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used, used))
+        return super().restore(*args, **kwargs)
+"""
+USE_LIMITED = """
+from __gin__ import dynamic_registration
+
+import limited
+from t5x import utils
+
+utils.SaveCheckpointConfig.checkpoint_manager_cls = @limited.LimitedManager
+"""
+
+
+@all_faults
+def test_out_of_memory_on_restoring(uninterrupted, tmp_path, record_property):
+    model_dir = tmp_path / "run"
+    _finish(model_dir, f"--gin.TRAIN_STEPS={PERIOD}")
+    (tmp_path / "limited.py").write_text(LIMITED)
+    (tmp_path / "limited.gin").write_text(USE_LIMITED)
+    before = sorted(path.name for path in model_dir.glob("checkpoint*"))
+    with _started(model_dir, f"--gin_file={tmp_path}/limited.gin") as process:
+        out, error = process.communicate()
+    # Where a thread of TensorStore or XLA finds no memory, the whole process is gone.
+    assert process.returncode not in (0, EXIT_CODE), out + error
+    assert sorted(path.name for path in model_dir.glob("checkpoint*")) == before
+    _finish(model_dir)
+    assert _losses(model_dir) == uninterrupted
+    ended = f"exit code {process.returncode}"
+    lost = _lost(model_dir, uninterrupted)
+    _record(record_property, "out of memory while restoring", ended, lost)
+
+
+@all_faults
+def test_a_burst_of_errors_of_an_object_store(
+    uninterrupted, tmp_path, object_server, record_property
+):
+    """A run starts from a checkpoint in a bucket as it does from one on a disk."""
+    here = tmp_path / "here"
+    _finish(here, f"--gin.TRAIN_STEPS={PERIOD}")
+    shutil.copytree(here, object_server.root / "run")
+    model_dir = tmp_path / "run"
+    start = [
+        f"--gin.utils.RestoreCheckpointConfig.path='{object_server.bucket}/run/checkpoint_{PERIOD}'",
+        "--gin.utils.RestoreCheckpointConfig.mode='specific'",
+        "--gin.utils.RestoreCheckpointConfig.dtype='float32'",
+    ]
+    object_server.fail(503, times=40)
+    _finish(model_dir, *start, f"--gin.TRAIN_STEPS={2 * PERIOD}")
+    assert object_server.failed == 40
+    again = tmp_path / "again"
+    local = [binding.replace(object_server.bucket, str(object_server.root)) for binding in start]
+    _finish(again, *local, f"--gin.TRAIN_STEPS={2 * PERIOD}")
+    assert _losses(model_dir) == _losses(again)
+    assert len(_losses(again)) == PERIOD
+    _record(
+        record_property, "40 answers of 503 while restoring", "exit code 0", "nothing: same losses"
+    )
 
 
 @all_faults
