@@ -34,14 +34,14 @@ def install(
 
     Example: [bold]t0x prompts install[/bold]
     """
-    from t0x.prompts.collection import TemplateCollection, cache_directory
+    from t0x.prompts.collection import TemplateCollection
     from t0x.prompts.install import ARCHIVE, install
     from t5x.run.terminal import make_console
 
     console = make_console(stderr=True)
     with console.status(f"Getting {ARCHIVE} …"):
         directory, new = install(archive, force)
-    collection = TemplateCollection([directory], cache=cache_directory() / "templates")
+    collection = TemplateCollection([directory])
     count = sum(1 for _ in collection.templates())
     state = "installed in" if new else "already in"
     shared.echo(f"{count} templates of {len(collection.datasets())} datasets {state} {directory}")

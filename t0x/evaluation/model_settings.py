@@ -21,12 +21,15 @@ LARGEST_FILE = 1 << 20  # bytes
 # What may be bound and named: module, and what of it.
 PARTS = {
     "t5x.examples.t5.network": {"T5Config", "Transformer"},
+    "t5x.examples.scalable_t5.network": {"T5Config", "Transformer"},
     "t5x.models": {"EncoderDecoderModel"},
     "t5x.decoding": {"beam_search", "temperature_sample"},
     "seqio": {"SentencePieceVocabulary", "ByteVocabulary", "PassThroughVocabulary"},
     "t0x.vocabulary": {"t5_vocabulary"},
     "t0x.tasks.mini": {"vocabulary"},
 }
+# Each is called `network` where it is bound, so a file has one of them.
+_NETWORKS = ("t5x.examples.t5.network", "t5x.examples.scalable_t5.network")
 _UNUSED = {"optimizer_def"}  # an optimizer is for training
 # Numbers of T5Config, and the most that they may be.
 SIZES = {
@@ -46,7 +49,7 @@ class _Reader(config_parser.ParserDelegate):
     """Makes texts of macros and references; `foreign` are those that no statement may have."""
 
     def __init__(self, dropped: set[str]) -> None:
-        self.modules: dict[str, str] = {}
+        self.modules: dict[str, str] = {}  # by the names that the file gives them
         self.foreign: list[str] = []
         self._dropped = dropped
 
@@ -83,7 +86,14 @@ def read_model(path: str, packages: Sequence[str], text: str | None = None) -> s
         file and statement.
     """
     values: dict[str, Any] = {}
-    _collect(path, _read(path) if text is None else text, packages, values, set(), 0)
+    imported: set[str] = set()
+    text = _read(path) if text is None else text
+    _collect(path, text, packages, values, set(), imported, 0)
+    networks = [module for module in _NETWORKS if module in imported] or [_NETWORKS[0]]
+    if len(networks) > 1:
+        raise ValueError(
+            f"{path} imports both {' and '.join(networks)}; give the model's gin file by --gin_file"
+        )
     for name, most in SIZES.items():
         value = values.get(f"network.T5Config.{name}", 1)
         if isinstance(value, _Named):
@@ -93,7 +103,8 @@ def read_model(path: str, packages: Sequence[str], text: str | None = None) -> s
     vocabulary = str(values.get("seqio.SentencePieceVocabulary.sentencepiece_model_file", ""))
     if os.path.exists(vocabulary) and not os.path.isfile(vocabulary):
         raise ValueError(f"{path}: sentencepiece_model_file {vocabulary!r} is no file")
-    lines = ["from __gin__ import dynamic_registration", *map(_import, sorted(PARTS))]
+    modules = sorted(PARTS.keys() - set(_NETWORKS) | set(networks))
+    lines = ["from __gin__ import dynamic_registration", *map(_import, modules)]
     lines += [f"{name} = {value!r}" for name, value in values.items()]
     return "\n".join([*lines, "models.EncoderDecoderModel.optimizer_def = None\n"])
 
@@ -113,9 +124,13 @@ def _collect(
     packages: Sequence[str],
     values: dict[str, Any],
     dropped: set[str],
+    imported: set[str],
     depth: int,
 ) -> None:
-    """Adds what a file binds to `values`, by gin name, later statements overriding earlier ones."""
+    """Adds what a file binds to `values`, by gin name, later statements overriding earlier ones.
+
+    The modules that it imports are added to `imported`, macros of foreign things to `dropped`.
+    """
     reader = _Reader(dropped)
     for statement in _statements(path, text, reader):
         place = f"{path}:{statement.location.line_num}"
@@ -124,6 +139,7 @@ def _collect(
             module = statement.module
             name = module.rpartition(".")[2] if statement.is_from else module
             reader.modules[statement.alias or name] = MODULES.get(module, module)
+            imported.add(MODULES.get(module, module))
         elif isinstance(statement, config_parser.IncludeStatement):
             included = _find_included(statement.filename, packages)
             if included is None or depth == _DEEPEST_INCLUDE:
@@ -131,7 +147,8 @@ def _collect(
                     f"{place}: include {statement.filename!r:.99} is no file of the installed "
                     "packages; give the model's gin file by --gin_file"
                 )
-            _collect(included, _read(included), packages, values, dropped, depth + 1)
+            text = _read(included)
+            _collect(included, text, packages, values, dropped, imported, depth + 1)
         elif isinstance(statement, config_parser.BindingStatement) and not statement.scope:
             _bind(statement, foreign, reader, values, dropped, place)
 

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from t0x.prompts.collection import TemplateCollection, cache_directory, install_directory
+from t0x.prompts.collection import install_directory
 
 ARCHIVE = "promptsource-0.2.3.tar.gz"
 ARCHIVE_SHA256 = "f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5"
@@ -51,9 +51,6 @@ def install(archive: Path | None = None, force: bool = False) -> tuple[Path, boo
         if target.exists():
             target.rename(Path(scratch) / "old")
         fresh.rename(target)
-    # Parses every file once, so that the first command after this one is as fast as the next.
-    parsed = TemplateCollection([target], cache=cache_directory() / "templates")
-    sum(1 for _ in parsed.templates())
     return target, True
 
 

@@ -49,6 +49,8 @@ def get_numbered_dataset(
       `task_names` on the dataset are the names by number - 1.
     """
     names = tuple(sorted(task.name for task in mixture.tasks))
+    # SeqIO offers no way to derive a mixture from another: how it samples and what its class
+    # overrides show only in the mixture itself, so a copy is told where its tasks' rows come from.
     numbered = copy.copy(mixture)
     numbered.get_task_dataset = functools.partial(_get_task_dataset, mixture, names)
     dataset = numbered.get_dataset(

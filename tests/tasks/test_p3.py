@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -482,16 +481,11 @@ def test_published_counts_are_those_of_the_rows(full_registry):
     assert len(fewer) == 41 and fewer <= set(full_registry["conditional"])
 
 
-def test_the_archive_loads_whole_and_fast_the_second_time(full_registry, tmp_path):
+def test_the_archive_loads_whole():
     archive = install_directory()
     if not archive.is_dir():
         pytest.skip("promptsource's prompts are not installed (`t0x prompts install`)")
-    first = list(TemplateCollection([archive], cache=tmp_path).templates())
-    assert len(first) == 2085
-    started = time.process_time()
-    again = list(TemplateCollection([archive], cache=tmp_path).templates())
-    assert time.process_time() - started < 0.3
-    assert again == first
+    assert len(list(TemplateCollection([archive]).templates())) == 2085
 
 
 FORMER = """

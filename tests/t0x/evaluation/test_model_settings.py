@@ -1,6 +1,7 @@
 """A checkpoint's own config.gin is data: it names nothing that would run."""
 
 import os
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def test_included_packaged_file_is_read_as_data_too():
     assert "network.T5Config.emb_dim = 512\n" in kept
     assert "network.T5Config.vocab_size = 32128\n" in kept  # of base.gin, which small.gin includes
     assert "include" not in kept
+
+
+def test_a_model_of_scalable_t5_is_that_networks():
+    umt5 = """
+        include 't5x/examples/scalable_t5/umt5/pretrain_small.gin'
+        include 't5x/examples/scalable_t5/local_tiny.gin'
+        import seqio
+        VOCABULARY = @seqio.ByteVocabulary()
+    """
+    kept = read(textwrap.dedent(umt5))
+    assert "from t5x.examples.scalable_t5 import network\n" in kept
+    assert "from t5x.examples.t5 import network" not in kept
+    assert "network.T5Config.scan_layers = True\n" in kept
+    with pytest.raises(ValueError, match="emb_dim = 0 is not from 1"):
+        read(MODEL.replace("t5 import", "scalable_t5 import") + "network.T5Config.emb_dim = 0")
+    with pytest.raises(ValueError, match=r"imports both t5x\.examples\.t5\.network and"):
+        read(MODEL + textwrap.dedent(umt5))
 
 
 @pytest.mark.parametrize(

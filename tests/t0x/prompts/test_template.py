@@ -248,29 +248,6 @@ def test_file_that_cannot_be_read_leaves_the_others(tmp_path):
         list(collection.templates())
 
 
-def test_collection_cache_is_used_and_notices_changes(tmp_path, monkeypatch):
-    root, cache = tmp_path / "root", tmp_path / "cache"
-    write(root / "data", "a", "b")
-    first = list(TemplateCollection([root], cache).templates())
-    (store,) = cache.iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "t0x.prompts.collection.read_templates", lambda path: pytest.fail("parsed again")
-        )
-        assert list(TemplateCollection([root], cache).templates()) == first
-    write(root / "data", "longer name")
-    assert [t.name for *_, t in TemplateCollection([root], cache).templates()] == ["longer name"]
-    store.write_text(store.read_text()[:40])  # torn
-    assert [t.name for *_, t in TemplateCollection([root], cache).templates()] == ["longer name"]
-
-
-def test_collection_without_a_cache_it_can_write(tmp_path):
-    write(tmp_path / "root/data", "a")
-    (tmp_path / "file").write_text("")
-    collection = TemplateCollection([tmp_path / "root"], tmp_path / "file/cache")
-    assert len(list(collection.templates())) == 1
-
-
 def test_default_collection_order(tmp_path, monkeypatch):
     write(tmp_path / "mine/data", "mine")
     write(tmp_path / "cache/prompts/data", "installed")
