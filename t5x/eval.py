@@ -53,6 +53,9 @@ class InferenceEvaluator:
         self._partitioner = partitioner
         self._batch_size = cfg.batch_size
         logs = {"log_dir": f"{log_dir}/inference_eval"} if log_dir else {"logger_cls": ()}
+        if log_dir and jax.process_index() == 0:
+            # SeqIO's loggers count on one another to make it.
+            epath.Path(logs["log_dir"]).mkdir(parents=True, exist_ok=True)
         self._evaluator = inference_evaluator_cls(
             mixture_or_task_name=cfg.mixture_or_task_name,
             feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),

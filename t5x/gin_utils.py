@@ -66,6 +66,7 @@ def parse_gin_flags(
       ValueError: a binding is unknown; the message has the nearest name.
     """
     former_names.install()
+    gin_bindings = [former_names.redirect_binding(binding) for binding in gin_bindings]
     for path in gin_search_paths:
         if path not in _search_paths_added:
             gin.add_config_file_search_path(path)

@@ -469,5 +469,7 @@ BasePjitPartitioner = PjitPartitioner
 def __getattr__(name: str) -> Any:
     if name == "ModelBasedPjitPartitioner":
         former_names.say("partitioning.ModelBasedPjitPartitioner", "partitioning.PjitPartitioner")
+        # Gin knows a class by the name it meets first: let it be today's.
+        former_names.register(PjitPartitioner, __name__)
         return PjitPartitioner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -44,6 +44,8 @@ FILES = (
         "t5x/examples/t5/t5_1_1/examples/base_wmt19_ende_train.gin",
     ),
 )
+# In bindings of the command line, which have no imports that gin could look a name up in.
+BINDINGS = {"partitioning.ModelBasedPjitPartitioner.": "partitioning.PjitPartitioner."}
 _said: set[str] = set()
 
 
@@ -54,12 +56,28 @@ def say(former: str, name: str) -> None:
         logging.warning("%s is called %s today", former, name)
 
 
+def register(cls: type, module: str) -> None:
+    """Makes gin know a class by its name of today, if it does not know it yet."""
+    if f"{module}.{cls.__name__}" not in gin.config._REGISTRY:
+        gin.external_configurable(cls, module=module)
+
+
 def redirect_file(path: str) -> str:
     """Today's path of a gin file; the path itself where it has not moved."""
     for pattern, replacement in FILES:
         if match := re.search(rf"(^|/){pattern}$", path):
             return path[: match.start()] + match[1] + match.expand(replacement)
     return path
+
+
+def redirect_binding(binding: str) -> str:
+    """A binding "NAME = VALUE" with today's name."""
+    name, equals, value = binding.partition("=")
+    for former, today in BINDINGS.items():
+        if former in name:
+            say(former.rstrip("."), today.rstrip("."))
+            name = name.replace(former, today)
+    return name + equals + value
 
 
 def _is_readable(path: str) -> bool:

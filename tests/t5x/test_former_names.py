@@ -18,7 +18,8 @@ absl_logging.get_absl_logger().addHandler(handler)
 sys.modules["__main__"] = train
 gin.configurable(train.train)
 paths = [sys.argv[1], *gin_utils.find_search_paths()]
-gin_utils.parse_gin_flags(paths, ["run.gin"], [])
+submesh = "partitioning.ModelBasedPjitPartitioner.model_parallel_submesh = (2, 2, 1, 1)"
+gin_utils.parse_gin_flags(paths, ["run.gin"], [submesh])
 from t5x import models, partitioning, trainer
 from t5x.examples.t5 import network
 
@@ -82,14 +83,40 @@ def found(commands, tmp_path_factory):
 
 
 def test_a_former_class_is_the_one_of_today(found):
-    # Bound by its former name, made by the name that the run file of today has.
-    assert found["submesh"] == [4, 2, 1, 1]
+    # Bound by its former name, in the file and on top on the command line; made by the name that
+    # the run file of today has.
+    assert found["submesh"] == [2, 2, 1, 1]
     assert found["network"]
 
 
 def test_the_losss_settings_are_bound_where_they_were(found):
     assert found["loss"] == pytest.approx(found["with z_loss"])
     assert found["loss"] > 0
+
+
+ALONE = """
+import sys
+import gin
+from t5x import eval, gin_utils, partitioning
+sys.modules["__main__"] = eval
+gin.configurable(eval.evaluate)
+submesh = "partitioning.ModelBasedPjitPartitioner.model_parallel_submesh = (2, 2, 1, 1)"
+gin_utils.parse_gin_flags([sys.argv[1]], ["alone.gin"], [submesh])
+made = gin.query_parameter("evaluate.partitioner").scoped_configurable_fn()
+print(type(made) is partitioning.PjitPartitioner, made._model_parallel_submesh)
+"""
+
+
+def test_a_former_class_alone_is_bound_by_either_name(commands, tmp_path):
+    (tmp_path / "script.py").write_text(ALONE)
+    (tmp_path / "alone.gin").write_text("""
+from __gin__ import dynamic_registration
+import __main__ as eval_script
+from t5x import partitioning
+eval_script.evaluate.partitioner = @partitioning.ModelBasedPjitPartitioner()
+""")
+    done = commands.run("script.py", tmp_path, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "True (2, 2, 1, 1)"
 
 
 @pytest.mark.parametrize(
