@@ -225,11 +225,12 @@ def train(
             )
         if is_saving:
             save()  # whatever made the run stop here
+        read = train_iter.count()
         _finish(trainer, evaluations, begun.manager, train_iter)
         say_remarks(train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg)
         listener.raise_if_stopped(step, saved=is_saving)
         announcement.say_trained(first_step, step, seconds, batch)
-        announcement.say_read(train_iter.count())
+        announcement.say_read(read)
         return step, trainer.train_state
 
 
