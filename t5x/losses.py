@@ -1,6 +1,7 @@
 """Cross-entropy with z-loss, loss normalisation, and a loss that never holds all logits at once.
 
-Shapes: B batch, L target length, V vocabulary, E embedding. Sums are over B and L.
+Shapes: B batch, L target length, V vocabulary, E embedding; C chunks, each of l positions. Sums are
+over B and L.
 """
 
 import enum
@@ -173,9 +174,9 @@ def compute_weighted_cross_entropy(
 def loss_sums_from_hidden(
     logits_fn: LogitsFn,
     params: Any,
-    hidden: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array | None,
+    hidden_BxLxE: jax.Array,
+    targets_BxL: jax.Array,
+    weights_BxL: jax.Array | None,
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -189,14 +190,15 @@ def loss_sums_from_hidden(
     Args:
       logits_fn: (params, (B, l, E)) → (B, l, V) float32; acts on each position alone.
       params: pytree that logits_fn reads; keep it to that, for it gets a dense gradient.
-      hidden: (B, L, E).
-      targets, weights: (B, L); weights may be None.
+      hidden_BxLxE: activations before the logits.
+      targets_BxL: integers.
+      weights_BxL: of each target token, or None for ones.
       chunk_tokens: tokens per device whose logits exist at a time; 0: all.
     """
-    weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
-    targets = targets.astype(jnp.int32)  # upstream's initial batches are floats
-    chunks = _chunk_count(*targets.shape, chunk_tokens)
-    inputs = [_split_length(x, chunks) for x in (hidden, targets, weights)]
+    weights_BxL = jnp.ones(targets_BxL.shape, jnp.float32) if weights_BxL is None else weights_BxL
+    targets_BxL = targets_BxL.astype(jnp.int32)  # upstream's initial batches are floats
+    chunks = _chunk_count(*targets_BxL.shape, chunk_tokens)
+    inputs = [_split_length(x, chunks) for x in (hidden_BxLxE, targets_BxL, weights_BxL)]
     return _chunk_sums(logits_fn, z_loss, label_smoothing, params, *inputs)
 
 
@@ -205,9 +207,9 @@ def _chunk_sums(
     logits_fn: LogitsFn, z_loss: float, label_smoothing: float, params: Any, *chunks: jax.Array
 ) -> LossSums:
     def add(sums: LossSums, chunk: tuple[jax.Array, ...]) -> tuple[LossSums, None]:
-        hidden, targets, weights = chunk
-        losses = token_losses(logits_fn(params, hidden), targets, z_loss, label_smoothing)
-        return jax.tree.map(jnp.add, sums, _sum_losses(losses, weights)), None
+        hidden_BxlxE, targets_Bxl, weights_Bxl = chunk
+        losses = token_losses(logits_fn(params, hidden_BxlxE), targets_Bxl, z_loss, label_smoothing)
+        return jax.tree.map(jnp.add, sums, _sum_losses(losses, weights_Bxl)), None
 
     return lax.scan(add, LossSums(*jnp.zeros(3)), chunks)[0]
 
@@ -215,9 +217,11 @@ def _chunk_sums(
 def _chunk_sums_fwd(
     logits_fn: LogitsFn, z_loss: float, label_smoothing: float, params: Any, *chunks: jax.Array
 ) -> Any:
-    def loss(params: Any, hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> Any:
-        losses = token_losses(logits_fn(params, hidden), targets, z_loss, label_smoothing)
-        sums = _sum_losses(losses, weights)
+    def loss(
+        params: Any, hidden_BxlxE: jax.Array, targets_Bxl: jax.Array, weights_Bxl: jax.Array
+    ) -> Any:
+        losses = token_losses(logits_fn(params, hidden_BxlxE), targets_Bxl, z_loss, label_smoothing)
+        sums = _sum_losses(losses, weights_Bxl)
         return sums.loss, sums
 
     def add(carry: Any, chunk: tuple[jax.Array, ...]) -> Any:
@@ -225,18 +229,18 @@ def _chunk_sums_fwd(
         return jax.tree.map(jnp.add, carry, (sums, grads[0])), grads[1]
 
     start = LossSums(*jnp.zeros(3)), jax.tree.map(jnp.zeros_like, params)
-    (sums, params_grad), hidden_grad = lax.scan(add, start, chunks)
-    return sums, (params_grad, hidden_grad)
+    (sums, params_grad), hidden_grad_CxBxlxE = lax.scan(add, start, chunks)
+    return sums, (params_grad, hidden_grad_CxBxlxE)
 
 
 def _chunk_sums_bwd(
     logits_fn: LogitsFn, z_loss: float, label_smoothing: float, residuals: Any, cotangent: LossSums
 ) -> Any:
     del logits_fn, z_loss, label_smoothing
-    params_grad, hidden_grad = jax.tree.map(
+    params_grad, hidden_grad_CxBxlxE = jax.tree.map(
         lambda g: (g * cotangent.loss).astype(g.dtype), residuals
     )
-    return params_grad, hidden_grad, None, None
+    return params_grad, hidden_grad_CxBxlxE, None, None
 
 
 _chunk_sums.defvjp(_chunk_sums_fwd, _chunk_sums_bwd)
@@ -245,19 +249,21 @@ _chunk_sums.defvjp(_chunk_sums_fwd, _chunk_sums_bwd)
 def log_likelihoods_from_hidden(
     logits_fn: LogitsFn,
     params: Any,
-    hidden: jax.Array,
-    targets: jax.Array,
+    hidden_BxLxE: jax.Array,
+    targets_BxL: jax.Array,
     *,
     chunk_tokens: int = 0,
 ) -> jax.Array:
     """Log-probability (B, L) of each target token; arguments as `loss_sums_from_hidden`."""
-    chunks = _chunk_count(*targets.shape, chunk_tokens)
+    chunks = _chunk_count(*targets_BxL.shape, chunk_tokens)
 
     def score(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         return -token_losses(logits_fn(params, chunk[0]), chunk[1], 0.0, 0.0).loss
 
-    scores = lax.map(score, (_split_length(hidden, chunks), _split_length(targets, chunks)))
-    return jnp.moveaxis(scores, 0, 1).reshape(targets.shape)
+    scores_CxBxl = lax.map(
+        score, (_split_length(hidden_BxLxE, chunks), _split_length(targets_BxL, chunks))
+    )
+    return jnp.moveaxis(scores_CxBxl, 0, 1).reshape(targets_BxL.shape)
 
 
 def _chunk_count(batch: int, length: int, chunk_tokens: int) -> int:
@@ -327,36 +333,36 @@ def get_loss_normalizing_factor_and_weights(
         weighs tokens that are not padding (0) by one; for packed examples decoder_segment_ids. A
         microbatch has the special factor of its batch under WHOLE_BATCH_FACTOR (B, all equal).
     """
-    weights = batch.get("decoder_loss_weights")
+    weights_BxL = batch.get("decoder_loss_weights")
     factor = loss_normalizing_factor
     if isinstance(factor, str):
         factor = convert_special_loss_normalizing_factor_to_enum(factor)
     if not isinstance(factor, SpecialLossNormalizingFactor):
-        return factor, weights
+        return factor, weights_BxL
     whole_batch = batch.get(WHOLE_BATCH_FACTOR)
-    targets = batch["decoder_target_tokens"]
-    if weights is None:
-        weights = jnp.asarray(targets > 0, jnp.float32)
+    targets_BxL = batch["decoder_target_tokens"]
+    if weights_BxL is None:
+        weights_BxL = jnp.asarray(targets_BxL > 0, jnp.float32)
     if factor is SpecialLossNormalizingFactor.AVERAGE_PER_SEQUENCE:
-        weights = _average_weights(weights, batch.get("decoder_segment_ids"))
+        weights_BxL = _average_weights(weights_BxL, batch.get("decoder_segment_ids"))
     if whole_batch is not None:
-        return whole_batch[0], weights
+        return whole_batch[0], weights_BxL
     if factor is SpecialLossNormalizingFactor.NUM_TOTAL_TARGET_TOKENS:
-        return targets.size, weights
-    return jnp.sum(weights), weights
+        return targets_BxL.size, weights_BxL
+    return jnp.sum(weights_BxL), weights_BxL
 
 
 def _average_weights(weights_BxL: jax.Array, segment_ids_BxL: jax.Array | None) -> jax.Array:
     """Divides each weight by the sum of the weights of its sequence; zero where that is zero."""
     if segment_ids_BxL is None:
-        total = jnp.sum(weights_BxL, axis=-1, keepdims=True)
+        total_BxL = jnp.sum(weights_BxL, axis=-1, keepdims=True)
     else:
-        total = _sum_by_segment(weights_BxL, segment_ids_BxL)
-    return jnp.where(total != 0, weights_BxL / jnp.where(total != 0, total, 1), 0)
+        total_BxL = _sum_by_segment(weights_BxL, segment_ids_BxL)
+    return jnp.where(total_BxL != 0, weights_BxL / jnp.where(total_BxL != 0, total_BxL, 1), 0)
 
 
 def _sum_by_segment(weights_BxL: jax.Array, segment_ids_BxL: jax.Array) -> jax.Array:
     """At each position (B, L) the sum of its segment's weights; zero in padding, segment 0."""
     same_BxLxL = segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None, :]
-    total = jnp.sum(jnp.where(same_BxLxL, weights_BxL[:, None, :], 0), axis=-1)
-    return jnp.where(segment_ids_BxL != 0, total, 0)
+    total_BxL = jnp.sum(jnp.where(same_BxLxL, weights_BxL[:, None, :], 0), axis=-1)
+    return jnp.where(segment_ids_BxL != 0, total_BxL, 0)

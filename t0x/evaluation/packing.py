@@ -3,6 +3,9 @@
 A row holds several inputs one after the other, each a segment that attends to itself, and, on the
 decoder's side, all choices of those inputs: each choice a segment of its own that cross-attends to
 its own input. Every row has the same shape, so one compilation serves every task.
+
+Shapes: N parts (an input with some of its choices), of which M are packed together, W wait, F fit
+and C are chosen; R rows, L length of a row; 2: of inputs, of targets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,27 +82,27 @@ def pack(examples: Sequence[Choices], inputs_length: int, targets_length: int) -
     features = {name: np.zeros((count, inputs_length), np.int32) for name in names}
     names = ("target_tokens", "input_tokens", "segment_ids", "cross_segment_ids", "loss_weights")
     features |= {f"decoder_{name}": np.zeros((count, targets_length), np.int32) for name in names}
-    targets_used = np.zeros(count, int)
-    inputs_held = np.zeros(count, int)
-    choices_held = np.zeros(count, int)
+    targets_used_R = np.zeros(count, int)
+    inputs_held_R = np.zeros(count, int)
+    choices_held_R = np.zeros(count, int)
     slots: list[list[Slot | None]] = [[None] * len(example.targets) for example in examples]
     placed = zip(parts, layout.rows_N.tolist(), layout.starts_N.tolist(), strict=True)
     for (number, places), row, start in placed:
         inputs = examples[number].inputs
-        inputs_held[row] += 1
+        inputs_held_R[row] += 1
         here = slice(start, start + len(inputs))
         features["encoder_input_tokens"][row, here] = inputs
-        features["encoder_segment_ids"][row, here] = inputs_held[row]
+        features["encoder_segment_ids"][row, here] = inputs_held_R[row]
         for place in places:
             target = examples[number].targets[place]
-            choices_held[row] += 1
-            here = slice(targets_used[row], targets_used[row] + len(target))
+            choices_held_R[row] += 1
+            here = slice(targets_used_R[row], targets_used_R[row] + len(target))
             features["decoder_target_tokens"][row, here] = target
             features["decoder_input_tokens"][row, here.start + 1 : here.stop] = target[:-1]
-            features["decoder_segment_ids"][row, here] = choices_held[row]
-            features["decoder_cross_segment_ids"][row, here] = inputs_held[row]
+            features["decoder_segment_ids"][row, here] = choices_held_R[row]
+            features["decoder_cross_segment_ids"][row, here] = inputs_held_R[row]
             features["decoder_loss_weights"][row, here] = 1
-            targets_used[row] = here.stop
+            targets_used_R[row] = here.stop
             slots[number][place] = Slot(row, int(here.start), len(target))
     return PackedRows(features, slots, repeated=len(parts) - len(examples))
 
@@ -155,20 +158,24 @@ def _assign(needs_Nx2: np.ndarray, capacity: tuple[int, int]) -> _Layout:
     rows_N, starts_N = np.zeros((2, len(needs_Nx2)), int)
     blocks_R: list[int] = []
     for first in range(0, len(needs_Nx2), TOGETHER):
-        needs = needs_Nx2[first : first + TOGETHER]
-        weights = (needs / capacity).mean(axis=0) / np.square(capacity)
-        waiting = np.argsort(-needs[:, 0], kind="stable")
-        while len(waiting):
+        needs_Mx2 = needs_Nx2[first : first + TOGETHER]
+        weights_2 = (needs_Mx2 / capacity).mean(axis=0) / np.square(capacity)
+        waiting_W = np.argsort(-needs_Mx2[:, 0], kind="stable")
+        while len(waiting_W):
             halved = capacity[0] >= SHORTEST_HALVED and not capacity[0] % 2
-            blocks = 2 if halved and 2 * needs[waiting[0], 0] <= capacity[0] else 1
+            blocks = 2 if halved and 2 * needs_Mx2[waiting_W[0], 0] <= capacity[0] else 1
             size, room = capacity[0] // blocks, capacity[1]
             for block in range(blocks):
-                chosen = _fill(needs[waiting], (size, room), room / (blocks - block), weights)
-                ends = np.cumsum(needs[waiting[chosen], 0])
-                rows_N[first + waiting[chosen]] = len(blocks_R)
-                starts_N[first + waiting[chosen]] = block * size + ends - needs[waiting[chosen], 0]
-                room -= needs[waiting[chosen], 1].sum()
-                waiting = np.delete(waiting, chosen)
+                chosen = _fill(
+                    needs_Mx2[waiting_W], (size, room), room / (blocks - block), weights_2
+                )
+                ends_C = np.cumsum(needs_Mx2[waiting_W[chosen], 0])
+                rows_N[first + waiting_W[chosen]] = len(blocks_R)
+                starts_N[first + waiting_W[chosen]] = (
+                    block * size + ends_C - needs_Mx2[waiting_W[chosen], 0]
+                )
+                room -= needs_Mx2[waiting_W[chosen], 1].sum()
+                waiting_W = np.delete(waiting_W, chosen)
             blocks_R.append(blocks)
     return _Layout(rows_N, starts_N, np.array(blocks_R, int))
 
@@ -177,18 +184,18 @@ def _fill(
     needs_Nx2: np.ndarray, capacity: tuple[int, int], targets_wanted: float, weights_2: np.ndarray
 ) -> list[int]:
     """Which parts to put in a block, the first part among them if that fits."""
-    room = np.array(capacity)
-    wanted = np.array([capacity[0], targets_wanted])
+    room_2 = np.array(capacity)
+    wanted_2 = np.array([capacity[0], targets_wanted])
     chosen: list[int] = []
-    taken = np.zeros(len(needs_Nx2), bool)
-    fits = np.arange(len(needs_Nx2))[(needs_Nx2 <= room).all(axis=1)]
-    while len(fits):
-        nearest = np.argmin(np.square(wanted - needs_Nx2[fits]) @ weights_2)
-        best = int(fits[nearest if chosen else 0])
+    taken_N = np.zeros(len(needs_Nx2), bool)
+    fits_F = np.arange(len(needs_Nx2))[(needs_Nx2 <= room_2).all(axis=1)]
+    while len(fits_F):
+        nearest = np.argmin(np.square(wanted_2 - needs_Nx2[fits_F]) @ weights_2)
+        best = int(fits_F[nearest if chosen else 0])
         chosen.append(best)
-        taken[best] = True
-        room, wanted = room - needs_Nx2[best], wanted - needs_Nx2[best]
-        fits = fits[~taken[fits] & (needs_Nx2[fits] <= room).all(axis=1)]
+        taken_N[best] = True
+        room_2, wanted_2 = room_2 - needs_Nx2[best], wanted_2 - needs_Nx2[best]
+        fits_F = fits_F[~taken_N[fits_F] & (needs_Nx2[fits_F] <= room_2).all(axis=1)]
     return chosen
 
 
@@ -268,11 +275,11 @@ def _cost(samples: Sequence[np.ndarray], shape: tuple[int, int]) -> float:
     """Cost, in encoder tokens, of scoring the samples in rows of that shape."""
     inputs, targets = shape
     cost = 0.0
-    for needs in samples:
+    for needs_Nx2 in samples:
         # An example whose choices overflow a row takes part in several.
         parts = [
             (n, min(targets, t - start))
-            for n, t in needs.tolist()
+            for n, t in needs_Nx2.tolist()
             for start in range(0, max(t, 1), targets)
         ]
         blocks_R = _assign(np.array(parts).reshape(-1, 2), shape).blocks_R
@@ -281,11 +288,11 @@ def _cost(samples: Sequence[np.ndarray], shape: tuple[int, int]) -> float:
     return cost
 
 
-def sum_scores(slots: Sequence[Sequence[Slot]], token_scores: np.ndarray) -> list[list[float]]:
+def sum_scores(slots: Sequence[Sequence[Slot]], token_scores_RxL: np.ndarray) -> list[list[float]]:
     """Sum of the token scores (rows, targets_length) of every choice of every example."""
     # Running sums make a slot's sum a difference; float64 keeps it exact to 1e-9.
-    sums = np.cumsum(np.pad(token_scores.astype(np.float64), ((0, 0), (1, 0))), axis=1)
+    sums_RxL = np.cumsum(np.pad(token_scores_RxL.astype(np.float64), ((0, 0), (1, 0))), axis=1)
     return [
-        [float(sums[s.row, s.start + s.length] - sums[s.row, s.start]) for s in choices]
+        [float(sums_RxL[s.row, s.start + s.length] - sums_RxL[s.row, s.start]) for s in choices]
         for choices in slots
     ]

@@ -16,5 +16,5 @@ def score_tokens(score_fn: Callable[..., Any], features: Mapping[str, np.ndarray
             "RankEvaluator needs the score of every target position: run it under this package's "
             "t5x.eval, or bind evaluate.inference_evaluator_cls = @seqio.Evaluator"
         )
-    (token_scores,) = result[1]["decoder"]["token_scores"]
-    return np.asarray(token_scores)
+    (token_scores_RxL,) = result[1]["decoder"]["token_scores"]
+    return np.asarray(token_scores_RxL)

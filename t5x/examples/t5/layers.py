@@ -1,6 +1,7 @@
 """Layers of T5 v1.1 (arXiv 1910.10683, 2002.05202): projections, attention, MLP, embedding, norm.
 
-Shapes are written with B batch, L length, Q/K query and key length, H heads, D head size, E embed.
+Shapes are written with B batch, L length, Q/K query and key length, H heads, D head size, E embed,
+M inner size of the MLP, V vocabulary; I/O inputs and outputs of a projection; N tokens in a row.
 Parameters are float32 and carry logical axis names; computation runs in `dtype`.
 """
 
@@ -124,14 +125,14 @@ def gathered_dot(
     # here, its gradient is summed over them after the scatter; the product would say it before.
     copies = tuple(name for name in rows if not any(name in _names(entry) for entry in spec))
 
-    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        kernel = lax.pcast(kernel, copies, to="varying") if copies else kernel
-        kernel = gather_rows(kernel, gathered[0])
+    def product(x_BxLxI: jax.Array, kernel_IxO: jax.Array) -> jax.Array:
+        kernel_IxO = lax.pcast(kernel_IxO, copies, to="varying") if copies else kernel_IxO
+        kernel_IxO = gather_rows(kernel_IxO, gathered[0])
         if gathered[1]:  # TPUs scatter rows only, not columns
-            y = jnp.einsum("...i,oi->...o", x, gather_rows(kernel.T, gathered[1]))
+            y_BxLxO = jnp.einsum("...i,oi->...o", x_BxLxI, gather_rows(kernel_IxO.T, gathered[1]))
         else:
-            y = jnp.dot(x, kernel)
-        return lax.psum(y, inputs) if inputs else y
+            y_BxLxO = jnp.dot(x_BxLxI, kernel_IxO)
+        return lax.psum(y_BxLxO, inputs) if inputs else y_BxLxO
 
     between = (None,) * (x_BxLxI.ndim - 2)
     return jax.shard_map(
@@ -154,8 +155,10 @@ def gather_rows(shard_NxM: jax.Array, mesh_axes: Sequence[str]) -> jax.Array:
 
 def segments(tokens_BxL: jax.Array, segment_ids_BxL: jax.Array | None) -> jax.Array:
     """Segment of each position: its packed example's id (1 when not packed), 0 on padding."""
-    present = tokens_BxL > 0
-    return present.astype(jnp.int32) if segment_ids_BxL is None else segment_ids_BxL * present
+    present_BxL = tokens_BxL > 0
+    if segment_ids_BxL is None:
+        return present_BxL.astype(jnp.int32)
+    return segment_ids_BxL * present_BxL
 
 
 class DenseGeneral(nn.Module):
@@ -187,9 +190,9 @@ class DenseGeneral(nn.Module):
         first_output = 1 if len(shape) == 2 else self.in_dims
         matrix_axes = (self.kernel_axes[0], self.kernel_axes[first_output])
         leading = x.shape[: x.ndim - self.in_dims]
-        x = jnp.asarray(x, self.dtype).reshape(*leading, matrix[0])
-        y = gathered_dot(x, kernel.astype(self.dtype).reshape(matrix), matrix_axes)
-        return y.reshape(*leading, *features)
+        x_BxLxI = jnp.asarray(x, self.dtype).reshape(*leading, matrix[0])
+        kernel_IxO = kernel.astype(self.dtype).reshape(matrix)
+        return gathered_dot(x_BxLxI, kernel_IxO, matrix_axes).reshape(*leading, *features)
 
 
 class MultiHeadAttention(nn.Module):
@@ -212,8 +215,8 @@ class MultiHeadAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_q: jax.Array,
-        x_kv: jax.Array,
+        x_BxQxE: jax.Array,
+        x_BxKxE: jax.Array,
         *,
         bias: RelativeBias | jax.Array | None = None,
         query_segments: jax.Array | None = None,
@@ -223,43 +226,43 @@ class MultiHeadAttention(nn.Module):
         decode: bool = False,
         position: jax.Array | None = None,
     ) -> jax.Array:
-        """Attends from x_q (B, Q, E) to x_kv (B, K, E), as `t5x.attention.attention` describes.
+        """Attends from x_BxQxE to x_BxKxE, as `t5x.attention.attention` describes.
 
         With `decode`, the first call, on inputs of full length, creates the cache; later calls take
         one token at `position` (scalar), append its key and value, and attend to all up to it.
         """
 
-        def project(name: str, init: Initializer, x: jax.Array) -> jax.Array:
-            y = DenseGeneral(
+        def project(name: str, init: Initializer, x_BxLxE: jax.Array) -> jax.Array:
+            y_BxLxHxD = DenseGeneral(
                 (self.num_heads, self.head_dim),
                 ("embed", "heads", "kv") if self.split_heads else ("embed", "joined_kv"),
                 init,
                 dtype=self.dtype,
                 name=name,
-            )(x)
-            return constrain(y, ("batch", "length", "heads", "kv"))
+            )(x_BxLxE)
+            return constrain(y_BxLxHxD, ("batch", "length", "heads", "kv"))
 
         def query_init(*args: Any) -> jax.Array:
             return attention_init(*args) / jnp.sqrt(self.head_dim).astype(self.dtype)
 
-        query = project("query", query_init, x_q)
+        query_BxQxHxD = project("query", query_init, x_BxQxE)
         if self.scaled:
-            query = query / jnp.sqrt(self.head_dim).astype(self.dtype)
-        key = project("key", attention_init, x_kv)
-        value = project("value", attention_init, x_kv)
+            query_BxQxHxD = query_BxQxHxD / jnp.sqrt(self.head_dim).astype(self.dtype)
+        key_BxKxHxD = project("key", attention_init, x_BxKxE)
+        value_BxKxHxD = project("value", attention_init, x_BxKxE)
         if decode:
             is_step = self.has_variable("cache", "cached_key")
-            key = self._cached("cached_key", key, position)
-            value = self._cached("cached_value", value, position)
+            key_BxKxHxD = self._cached("cached_key", key_BxKxHxD, position)
+            value_BxKxHxD = self._cached("cached_value", value_BxKxHxD, position)
             if is_step:
-                past = jnp.arange(key.shape[1]) <= position
-                key_segments = jnp.broadcast_to(past.astype(jnp.int32), key.shape[:2])
-                query_segments = jnp.ones((key.shape[0], 1), jnp.int32)
+                past_K = jnp.arange(key_BxKxHxD.shape[1]) <= position
+                key_segments = jnp.broadcast_to(past_K.astype(jnp.int32), key_BxKxHxD.shape[:2])
+                query_segments = jnp.ones((key_BxKxHxD.shape[0], 1), jnp.int32)
         use_dropout = not deterministic and self.dropout_rate > 0.0
-        out = attention(
-            query,
-            key,
-            value,
+        attended_BxQxHxD = attention(
+            query_BxQxHxD,
+            key_BxKxHxD,
+            value_BxKxHxD,
             relative_bias=bias,
             query_segments=query_segments,
             key_segments=key_segments,
@@ -269,16 +272,16 @@ class MultiHeadAttention(nn.Module):
             float32_logits=self.float32_logits,
             implementation=self.implementation,
         )
-        out = checkpoint_name(out, ATTENDED)
-        out = DenseGeneral(
-            x_q.shape[-1],
+        attended_BxQxHxD = checkpoint_name(attended_BxQxHxD, ATTENDED)
+        out_BxQxE = DenseGeneral(
+            x_BxQxE.shape[-1],
             ("heads", "kv", "embed") if self.split_heads else ("joined_kv", "embed"),
             attention_init,
             in_dims=2,
             dtype=self.dtype,
             name="out",
-        )(out)
-        return checkpoint_name(out, PROJECTED)
+        )(attended_BxQxHxD)
+        return checkpoint_name(out_BxQxE, PROJECTED)
 
     def _cached(self, name: str, x_BxLxHxD: jax.Array, position: jax.Array | None) -> jax.Array:
         """Creates the cache entry, or writes one position to it and returns all of it."""
@@ -307,18 +310,20 @@ class MlpBlock(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, deterministic: bool = False) -> jax.Array:
-        gates = []
+    def __call__(self, x_BxLxE: jax.Array, *, deterministic: bool = False) -> jax.Array:
+        gates_BxLxM = []
         for i, act in enumerate(self.activations):
             name = "wi" if len(self.activations) == 1 else f"wi_{i}"
             dense = DenseGeneral(
                 self.intermediate_dim, ("embed", "mlp"), dtype=self.dtype, name=name
             )
-            gates.append(activation(act)(checkpoint_name(dense(x), PROJECTED)))
-        y = functools.reduce(operator.mul, gates)
-        y = dropout(self.dropout_rate)(y, deterministic=deterministic)
-        y = constrain(y, ("batch", "length", "mlp"))
-        return DenseGeneral(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="wo")(y)
+            gates_BxLxM.append(activation(act)(checkpoint_name(dense(x_BxLxE), PROJECTED)))
+        y_BxLxM = functools.reduce(operator.mul, gates_BxLxM)
+        y_BxLxM = dropout(self.dropout_rate)(y_BxLxM, deterministic=deterministic)
+        y_BxLxM = constrain(y_BxLxM, ("batch", "length", "mlp"))
+        return DenseGeneral(x_BxLxE.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="wo")(
+            y_BxLxM
+        )
 
 
 def dropout(rate: float) -> nn.Dropout:
@@ -355,14 +360,14 @@ def _embed_tokens_bwd(dtype: DType, residuals: Any, grad: jax.Array) -> Any:
     tokens_N = tokens.reshape(-1)
 
     def contract(ids_N: jax.Array, g_NxE: jax.Array) -> jax.Array:
-        one_hot = _one_hot(ids_N, table_VxE, dtype)
-        return jnp.einsum("nv,ne->ve", one_hot, g_NxE, preferred_element_type=jnp.float32)
+        one_hot_NxV = _one_hot(ids_N, table_VxE, dtype)
+        return jnp.einsum("nv,ne->ve", one_hot_NxV, g_NxE, preferred_element_type=jnp.float32)
 
     def scatter(ids_N: jax.Array, g_NxE: jax.Array) -> jax.Array:
         return jnp.zeros(table_VxE.shape, jnp.float32).at[ids_N].add(g_NxE.astype(jnp.float32))
 
-    table_grad = lax.platform_dependent(tokens_N, grad_NxE, tpu=contract, default=scatter)
-    return table_grad.astype(table_VxE.dtype), np.zeros(tokens.shape, jax.dtypes.float0)
+    table_grad_VxE = lax.platform_dependent(tokens_N, grad_NxE, tpu=contract, default=scatter)
+    return table_grad_VxE.astype(table_VxE.dtype), np.zeros(tokens.shape, jax.dtypes.float0)
 
 
 embed_tokens.defvjp(_embed_tokens_fwd, _embed_tokens_bwd)
@@ -433,11 +438,11 @@ class LayerNorm(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = jnp.asarray(x, jnp.float32)
-        mean_square = jnp.mean(lax.square(x), axis=-1, keepdims=True)
-        y = jnp.asarray(x * lax.rsqrt(mean_square + self.epsilon), self.dtype)
-        scale = param_with_axes(
-            "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
+    def __call__(self, x_BxLxE: jax.Array) -> jax.Array:
+        x_BxLxE = jnp.asarray(x_BxLxE, jnp.float32)
+        mean_square_BxLx1 = jnp.mean(lax.square(x_BxLxE), axis=-1, keepdims=True)
+        y_BxLxE = jnp.asarray(x_BxLxE * lax.rsqrt(mean_square_BxLx1 + self.epsilon), self.dtype)
+        scale_E = param_with_axes(
+            "scale", nn.initializers.ones, (x_BxLxE.shape[-1],), jnp.float32, axes=("embed",)
         )
-        return y * gather_parameter(scale, ("embed",), self.dtype)
+        return y_BxLxE * gather_parameter(scale_E, ("embed",), self.dtype)

@@ -106,8 +106,8 @@ class T5Config:
             object.__setattr__(self, "scale_logits", self.logits_via_embedding)
 
 
-def _norm(config: T5Config, name: str, x: jax.Array) -> jax.Array:
-    return constrain(layers.LayerNorm(dtype=config.dtype, name=name)(x))
+def _norm(config: T5Config, name: str, x_BxLxE: jax.Array) -> jax.Array:
+    return constrain(layers.LayerNorm(dtype=config.dtype, name=name)(x_BxLxE))
 
 
 def constrain(x_BxLxE: jax.Array) -> jax.Array:
@@ -163,20 +163,20 @@ class EncoderLayer(nn.Module):
             length = x_BxLxE.shape[-2]
             bias = _relative_bias(cfg, "relpos_bias")(length, length, bidirectional=True)
         drop = functools.partial(layers.dropout(cfg.dropout_rate), deterministic=deterministic)
-        x = constrain(x_BxLxE)
-        y = _norm(cfg, "pre_attention_layer_norm", x)
-        y = _attention(cfg, "attention")(
-            y,
-            y,
+        x_BxLxE = constrain(x_BxLxE)
+        y_BxLxE = _norm(cfg, "pre_attention_layer_norm", x_BxLxE)
+        y_BxLxE = _attention(cfg, "attention")(
+            y_BxLxE,
+            y_BxLxE,
             bias=bias,
             query_segments=segments_BxL,
             key_segments=segments_BxL,
             deterministic=deterministic,
         )
-        x = constrain(drop(y) + x)
-        y = _norm(cfg, "pre_mlp_layer_norm", x)
-        y = _mlp(cfg)(y, deterministic=deterministic)
-        return constrain(drop(y) + x), None
+        x_BxLxE = constrain(drop(y_BxLxE) + x_BxLxE)
+        y_BxLxE = _norm(cfg, "pre_mlp_layer_norm", x_BxLxE)
+        y_BxLxE = _mlp(cfg)(y_BxLxE, deterministic=deterministic)
+        return constrain(drop(y_BxLxE) + x_BxLxE), None
 
 
 class DecoderLayer(nn.Module):
@@ -203,11 +203,11 @@ class DecoderLayer(nn.Module):
                 length, length, bidirectional=False, query_position=position
             )
         drop = functools.partial(layers.dropout(cfg.dropout_rate), deterministic=deterministic)
-        x = constrain(x_BxLxE)
-        y = _norm(cfg, "pre_self_attention_layer_norm", x)
-        y = _attention(cfg, "self_attention")(
-            y,
-            y,
+        x_BxLxE = constrain(x_BxLxE)
+        y_BxLxE = _norm(cfg, "pre_self_attention_layer_norm", x_BxLxE)
+        y_BxLxE = _attention(cfg, "self_attention")(
+            y_BxLxE,
+            y_BxLxE,
             bias=bias,
             query_segments=segments["decoder"],
             key_segments=segments["decoder"],
@@ -216,19 +216,19 @@ class DecoderLayer(nn.Module):
             decode=decode,
             position=position,
         )
-        x = constrain(drop(y) + x)
-        y = _norm(cfg, "pre_cross_attention_layer_norm", x)
-        y = _attention(cfg, "encoder_decoder_attention")(
-            y,
+        x_BxLxE = constrain(drop(y_BxLxE) + x_BxLxE)
+        y_BxLxE = _norm(cfg, "pre_cross_attention_layer_norm", x_BxLxE)
+        y_BxLxE = _attention(cfg, "encoder_decoder_attention")(
+            y_BxLxE,
             encoded_BxKxE,
             query_segments=segments["cross_query"],
             key_segments=segments["cross_key"],
             deterministic=deterministic,
         )
-        x = constrain(drop(y) + x)
-        y = _norm(cfg, "pre_mlp_layer_norm", x)
-        y = _mlp(cfg)(y, deterministic=deterministic)
-        return constrain(drop(y) + x), None
+        x_BxLxE = constrain(drop(y_BxLxE) + x_BxLxE)
+        y_BxLxE = _norm(cfg, "pre_mlp_layer_norm", x_BxLxE)
+        y_BxLxE = _mlp(cfg)(y_BxLxE, deterministic=deterministic)
+        return constrain(drop(y_BxLxE) + x_BxLxE), None
 
 
 class Stack(nn.Module):
@@ -238,9 +238,9 @@ class Stack(nn.Module):
     shared_embedding: nn.Module
 
     def _embed(self, tokens_BxL: jax.Array, deterministic: bool) -> jax.Array:
-        x = self.shared_embedding(tokens_BxL)
-        x = self.input_dropout(x, deterministic=deterministic)
-        return x.astype(self.config.dtype)
+        x_BxLxE = self.shared_embedding(tokens_BxL)
+        x_BxLxE = self.input_dropout(x_BxLxE, deterministic=deterministic)
+        return x_BxLxE.astype(self.config.dtype)
 
     def _layers(self, layer: type[nn.Module], count: int, static: tuple[int, ...]) -> Any:
         """The layers, as one scanned module or a list; `static`: which arguments are bools."""
@@ -301,10 +301,10 @@ class Encoder(Stack):
         bias = None
         if not cfg.relative_bias_per_layer:
             bias = self.relpos_bias(length, length, bidirectional=True)
-        x = self._embed(tokens_BxL, deterministic)
+        x_BxLxE = self._embed(tokens_BxL, deterministic)
         stack = self.encoder if cfg.scan_layers else self.layers
-        x = self._run(stack, x, bias, segments_BxL, deterministic)
-        return self.output_dropout(self.encoder_norm(x), deterministic=deterministic)
+        x_BxLxE = self._run(stack, x_BxLxE, bias, segments_BxL, deterministic)
+        return self.output_dropout(self.encoder_norm(x_BxLxE), deterministic=deterministic)
 
 
 class Decoder(Stack):
@@ -341,11 +341,11 @@ class Decoder(Stack):
         bias = None
         if not cfg.relative_bias_per_layer:
             bias = self.relpos_bias(length, length, bidirectional=False, query_position=position)
-        x = self._embed(tokens_BxL, deterministic)
+        x_BxLxE = self._embed(tokens_BxL, deterministic)
         stack = self.decoder if cfg.scan_layers else self.layers
         args = (bias, segments, encoded_BxKxE, position, deterministic, decode, length)
-        x = self._run(stack, x, *args)
-        return self.output_dropout(self.decoder_norm(x), deterministic=deterministic)
+        x_BxLxE = self._run(stack, x_BxLxE, *args)
+        return self.output_dropout(self.decoder_norm(x_BxLxE), deterministic=deterministic)
 
     def _next_position(self) -> jax.Array | None:
         """Position of the token being decoded; None on the call that creates the cache."""
@@ -359,10 +359,10 @@ class Decoder(Stack):
     def logits(self, x_BxLxE: jax.Array) -> jax.Array:
         cfg = self.config
         project = self.shared_embedding.attend if cfg.logits_via_embedding else self.logits_dense
-        scores = project(x_BxLxE)
+        scores_BxLxV = project(x_BxLxE)
         if cfg.scale_logits:
-            scores = scores / jnp.sqrt(x_BxLxE.shape[-1])
-        return layers.constrain(scores, ("batch", "length", "vocab"))
+            scores_BxLxV = scores_BxLxV / jnp.sqrt(x_BxLxE.shape[-1])
+        return layers.constrain(scores_BxLxV, ("batch", "length", "vocab"))
 
 
 class Transformer(nn.Module):
@@ -404,8 +404,8 @@ class Transformer(nn.Module):
         enable_dropout: bool = True,
     ) -> jax.Array:
         """Encodings (B, K, E) of the inputs."""
-        segments = layers.segments(encoder_input_tokens, encoder_segment_ids)
-        return self.encoder(encoder_input_tokens, segments, not enable_dropout)
+        segments_BxK = layers.segments(encoder_input_tokens, encoder_segment_ids)
+        return self.encoder(encoder_input_tokens, segments_BxK, not enable_dropout)
 
     def decode(
         self,
@@ -434,27 +434,27 @@ class Transformer(nn.Module):
         """
         if decode and encoder_segment_ids is not None:
             raise ValueError("encoder_segment_ids: packed examples cannot be decoded step by step")
-        cross_key = layers.segments(encoder_input_tokens, encoder_segment_ids)
+        cross_key_BxK = layers.segments(encoder_input_tokens, encoder_segment_ids)
         if decode:
-            own = None
-            cross_query = jnp.ones(decoder_target_tokens.shape, jnp.int32)
+            own_BxL = None
+            cross_query_BxL = jnp.ones(decoder_target_tokens.shape, jnp.int32)
         else:
-            own = layers.segments(decoder_target_tokens, decoder_segment_ids)
+            own_BxL = layers.segments(decoder_target_tokens, decoder_segment_ids)
             if decoder_cross_segment_ids is not None:
-                cross_query = layers.segments(decoder_target_tokens, decoder_cross_segment_ids)
+                cross_query_BxL = layers.segments(decoder_target_tokens, decoder_cross_segment_ids)
             elif encoder_segment_ids is not None:
-                cross_query = own
+                cross_query_BxL = own_BxL
             else:
-                cross_query = layers.segments(decoder_target_tokens, None)
-        segments = {"decoder": own, "cross_query": cross_query, "cross_key": cross_key}
-        hidden = self.decoder(
+                cross_query_BxL = layers.segments(decoder_target_tokens, None)
+        segments = {"decoder": own_BxL, "cross_query": cross_query_BxL, "cross_key": cross_key_BxK}
+        hidden_BxLxE = self.decoder(
             decoder_input_tokens, segments, encoded, not enable_dropout, decode, max_decode_length
         )
-        return hidden if return_hidden else self.decoder.logits(hidden)
+        return hidden_BxLxE if return_hidden else self.decoder.logits(hidden_BxLxE)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden_BxLxE: jax.Array) -> jax.Array:
         """Float32 logits (B, L, V) of what `return_hidden` gives."""
-        return self.decoder.logits(hidden)
+        return self.decoder.logits(hidden_BxLxE)
 
     def logits_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The part of the parameters that `logits` reads."""
