@@ -47,12 +47,12 @@ def register_metric(*names: str, classes: int | None = None) -> Callable[[_Funct
     The module must be imported before the tasks of such templates are registered.
 
     Args:
-        names: in the templates' `metrics`; upper and lower case are the same.
-        classes: how many fixed answer choices the metric needs; tasks of templates that have
-            others, or none, do without it. None: it takes any.
+      names: in the templates' `metrics`; upper and lower case are the same.
+      classes: how many fixed answer choices the metric needs; tasks of templates that have
+        others, or none, do without it. None: it takes any.
 
     Raises:
-        ValueError: a name has a function already.
+      ValueError: a name has a function already.
     """
 
     def register(function: _Function) -> _Function:
@@ -311,10 +311,10 @@ def metric_functions(
     """Functions for a template's metric names, each once.
 
     Args:
-        names: as in the template's metadata; those that nobody registered are left out.
-        classes: number of fixed answer choices, 0 for a template without.
-        dataset: with `subset`, to give GLUE's and SuperGLUE's tasks their own metrics.
-        subset: configuration of the dataset.
+      names: as in the template's metadata; those that nobody registered are left out.
+      classes: number of fixed answer choices, 0 for a template without.
+      dataset: with `subset`, to give GLUE's and SuperGLUE's tasks their own metrics.
+      subset: configuration of the dataset.
     """
     needed, own = BENCHMARKS.get((dataset, subset), (0, ()))
     if own and classes == needed:

@@ -54,11 +54,11 @@ def rank(scores: Sequence[float], choices: Sequence[str] | None = None) -> int:
     """Position of the highest score; the first one where scores tie.
 
     Args:
-        scores: log-probability of each choice, in nats.
-        choices: their texts; where a text occurs twice, its first position is returned.
+      scores: log-probability of each choice, in nats.
+      choices: their texts; where a text occurs twice, its first position is returned.
 
     Raises:
-        ValueError: there are no scores, one is NaN, or their number is not that of the choices.
+      ValueError: there are no scores, one is NaN, or their number is not that of the choices.
     """
     if len(scores) == 0:
         raise ValueError("rank: there is no score to choose from")
@@ -76,14 +76,14 @@ def expand_choices(dataset: "tf.data.Dataset") -> "tf.data.Dataset":
     """Expands a row into one example a choice, in the order of the choices.
 
     Args:
-        dataset: examples with the strings `inputs` and `targets`, the string vector
-            `answer_choices`, and optionally `row` (an integer that identifies the row; its place in
-            the dataset otherwise) and further scalars, which every choice gets.
+      dataset: examples with the strings `inputs` and `targets`, the string vector
+        `answer_choices`, and optionally `row` (an integer that identifies the row; its place in
+        the dataset otherwise) and further scalars, which every choice gets.
 
     Returns:
-        Examples with idx (int32, [row, position]), inputs, targets (the choice), is_correct (the
-        choice is the row's target, surrounding space aside, or one of several between which stands
-        RIGHT_ANSWERS), weight (float32, 1) and num_choices (int32).
+      Examples with idx (int32, [row, position]), inputs, targets (the choice), is_correct (the
+      choice is the row's target, surrounding space aside, or one of several between which stands
+      RIGHT_ANSWERS), weight (float32, 1) and num_choices (int32).
     """
     import tensorflow as tf
 
@@ -127,13 +127,13 @@ def rank_row(
     """Ranks the choices of one row.
 
     Args:
-        row: its number.
-        choices: their texts.
-        scores: log-probability of each choice, in nats.
-        correct: which of them are right.
+      row: its number.
+      choices: their texts.
+      scores: log-probability of each choice, in nats.
+      correct: which of them are right.
 
     Raises:
-        ValueError: none is, or `rank` raises.
+      ValueError: none is, or `rank` raises.
     """
     right = [place for place, is_right in enumerate(correct) if is_right]
     if not right:
@@ -150,16 +150,16 @@ def rankings(targets: Sequence[Target], scores: Any) -> list[Ranking]:
     """Groups scored (row, choice) examples by row and ranks each row.
 
     Args:
-        targets: what `postprocess` made of the examples, in any order.
-        scores: their log-probabilities in the same order, or the pair (scores, intermediates) that
-            a model returns which was asked for intermediates too.
+      targets: what `postprocess` made of the examples, in any order.
+      scores: their log-probabilities in the same order, or the pair (scores, intermediates) that
+        a model returns which was asked for intermediates too.
 
     Returns:
-        Rows by number. A row whose choices are not all there is left out: that happens to the last
-        one where the evaluation was told to stop after a number of examples.
+      Rows by number. A row whose choices are not all there is left out: that happens to the last
+      one where the evaluation was told to stop after a number of examples.
 
     Raises:
-        ValueError: numbers of targets and scores differ, or no choice of a row is correct.
+      ValueError: numbers of targets and scores differ, or no choice of a row is correct.
     """
     scores = scores[0] if isinstance(scores, tuple) else scores
     if len(targets) != len(scores):
@@ -181,7 +181,7 @@ def metric(targets: Sequence[Target], scores: Any) -> dict[str, float]:
     """Accuracy in percent, weighted by row, as t5's `rank_classification` metric names it.
 
     Raises:
-        ValueError: there is no complete row, or `rankings` raises.
+      ValueError: there is no complete row, or `rankings` raises.
     """
     return {"accuracy": 100 * accuracy(rankings(targets, scores))}
 
@@ -190,7 +190,7 @@ def accuracy(ranked: Sequence[Ranking]) -> float:
     """Share (0 to 1) of the rows, by weight, that are answered right.
 
     Raises:
-        ValueError: there is no row.
+      ValueError: there is no row.
     """
     total = sum(ranking.weight for ranking in ranked)
     if not total:

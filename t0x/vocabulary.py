@@ -84,8 +84,8 @@ def t5_vocabulary(path: str | None = None, extra_ids: int = 0) -> T5Vocabulary:
     """The vocabulary of T5 1.1 and T0: 32,000 pieces and the 100 sentinels its file ends with.
 
     Args:
-        path: a SentencePiece model; None looks in the places named at the head of this module.
-        extra_ids: sentinels to add to those in the file (0 for T5's file, 100 for one without).
+      path: a SentencePiece model; None looks in the places named at the head of this module.
+      extra_ids: sentinels to add to those in the file (0 for T5's file, 100 for one without).
     """
     return T5Vocabulary(path, extra_ids)
 
@@ -94,7 +94,7 @@ def find_model(path: str | None = None) -> str:
     """File of the vocabulary, downloaded where it is found nowhere.
 
     Raises:
-        FileNotFoundError: a named file is not there, or the download failed; one line.
+      FileNotFoundError: a named file is not there, or the download failed; one line.
     """
     for name, given in (("path", path), ("$T0X_VOCABULARY", os.environ.get("T0X_VOCABULARY"))):
         # T5's own bucket is what the search below ends with: a copy at hand is taken first.

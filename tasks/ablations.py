@@ -41,16 +41,16 @@ def restrict_mixture(
     prompts and more, so that runs of an ablation differ by what was added alone.
 
     Args:
-        mixture: a registered mixture of tasks that t0x registered.
-        datasets: how many to keep, drawn by the seed; or which one or ones, as DATASET or
-            DATASET/SUBSET. None keeps all.
-        prompts: at most how many to keep of each dataset, drawn by the seed; None keeps all.
-        original_task: keep only prompts whose task is the dataset's own, before any are drawn.
-        seed: of the draws.
-        name: of the new mixture; by default made of the other arguments.
+      mixture: a registered mixture of tasks that t0x registered.
+      datasets: how many to keep, drawn by the seed; or which one or ones, as DATASET or
+        DATASET/SUBSET. None keeps all.
+      prompts: at most how many to keep of each dataset, drawn by the seed; None keeps all.
+      original_task: keep only prompts whose task is the dataset's own, before any are drawn.
+      seed: of the draws.
+      name: of the new mixture; by default made of the other arguments.
 
     Raises:
-        ValueError: an unknown mixture or dataset, a number out of range, or nothing is left.
+      ValueError: an unknown mixture or dataset, a number out of range, or nothing is left.
     """
     base = _mixture(mixture)
     datasets = [datasets] if isinstance(datasets, str) else datasets

@@ -116,16 +116,16 @@ def read_task(folder: Path, shots: int = 0) -> list[dict[str, Any]]:
     """The rows of a task.
 
     Args:
-        folder: holds task.json.
-        shots: solved examples before each question, drawn from the same file.
+      folder: holds task.json.
+      shots: solved examples before each question, drawn from the same file.
 
     Returns:
-        Rows {inputs, choices, best}; `best` are the choices with the highest target score. It is
-        empty for an example that cannot be ranked.
+      Rows {inputs, choices, best}; `best` are the choices with the highest target score. It is
+      empty for an example that cannot be ranked.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: the file or an example is not in BIG-bench's format; names file and example.
+      FileNotFoundError: there is no file.
+      ValueError: the file or an example is not in BIG-bench's format; names file and example.
     """
     file = folder / FILE
     if not file.is_file():
@@ -277,10 +277,10 @@ def register(
     """Registers a task of BIG-bench; what is registered is returned as is.
 
     Args:
-        task: its name, or task/subtask; becomes the subset of the dataset "bigbench".
-        folder: where its task.json is; below `directory()` by default.
-        shots: solved examples before each question.
-        output_features: see `t0x.registration.register_prompt`.
+      task: its name, or task/subtask; becomes the subset of the dataset "bigbench".
+      folder: where its task.json is; below `directory()` by default.
+      shots: solved examples before each question.
+      output_features: see `t0x.registration.register_prompt`.
     """
     folder = Path(folder) if folder else None
     key = (task, folder, shots)
@@ -309,7 +309,7 @@ def directory() -> Path:
     """Where tasks are looked for.
 
     Raises:
-        FileNotFoundError: neither variable is set; says what is needed.
+      FileNotFoundError: neither variable is set; says what is needed.
     """
     root = os.environ.get(DIRECTORY_VARIABLE)
     data = os.environ.get(DATA_DIR_VARIABLE)

@@ -30,14 +30,14 @@ def register_local(prefix: str, datasets: Iterable[str] | None = None) -> dict[s
     """Registers `<prefix>_train` and `<prefix>_score_eval` over datasets with local rows.
 
     Args:
-        prefix: start of the mixtures' names.
-        datasets: names of datasets in the catalogue; all that have local rows by default.
+      prefix: start of the mixtures' names.
+      datasets: names of datasets in the catalogue; all that have local rows by default.
 
     Returns:
-        Tasks by mixture.
+      Tasks by mixture.
 
     Raises:
-        LookupError: a dataset asked for, or any at all, has no local rows.
+      LookupError: a dataset asked for, or any at all, has no local rows.
     """
     keys = [key for key in catalogue() if local_splits(*key)]
     if datasets is not None:

@@ -135,7 +135,7 @@ def register(dataset: str, subset: str | None = None) -> DatasetTasks:
     and test, which are only looked for when they are read.
 
     Raises:
-        LookupError: there are no prompts for it.
+      LookupError: there are no prompts for it.
     """
     key = (dataset, subset)
     if key in _registered:
@@ -238,7 +238,7 @@ def _register_all() -> None:
     """Registers what the catalogue lists and the installed prompts cover.
 
     Raises:
-        LookupError: there are no prompts for any of it.
+      LookupError: there are no prompts for any of it.
     """
     collection = default_collection()
     available = set(collection.datasets())

@@ -67,13 +67,13 @@ def pack(examples: Sequence[Choices], inputs_length: int, targets_length: int) -
     """Packs examples into few rows.
 
     Args:
-        examples: what to score; no input longer than `inputs_length`, no choice longer than
-            `targets_length` tokens.
-        inputs_length: tokens in an encoder row.
-        targets_length: tokens in a decoder row.
+      examples: what to score; no input longer than `inputs_length`, no choice longer than
+        `targets_length` tokens.
+      inputs_length: tokens in an encoder row.
+      targets_length: tokens in a decoder row.
 
     Raises:
-        ValueError: an input or a choice is too long.
+      ValueError: an input or a choice is too long.
     """
     parts = _split(examples, inputs_length, targets_length)
     layout = _assign(_needs(parts, examples), (inputs_length, targets_length))
@@ -231,11 +231,11 @@ def choose_row_lengths(
     sample of the examples, each group packed by itself.
 
     Args:
-        groups: examples that may share rows, by group.
-        inputs, targets: a length that is settled already.
+      groups: examples that may share rows, by group.
+      inputs, targets: a length that is settled already.
 
     Raises:
-        ValueError: a settled length is shorter than an input or a choice.
+      ValueError: a settled length is shorter than an input or a choice.
     """
     longest_input = max((int(g.inputs.max(initial=1)) for g in groups), default=1)
     longest_target = max((g.longest_target for g in groups), default=1)

@@ -22,13 +22,13 @@ def assemble(
     """Writes the lengths and entry of every task that is whole, then the manifest.
 
     Args:
-        request: what is prepared.
-        sources: by label.
-        plans: of the sources that could be read, by label.
-        missing: tasks that could not be written, by name.
+      request: what is prepared.
+      sources: by label.
+      plans: of the sources that could be read, by label.
+      missing: tasks that could not be written, by name.
 
     Raises:
-        store.StoreError: a shard has no record.
+      store.StoreError: a shard has no record.
     """
     entries, missing = {}, dict(missing)
     for label, plan in plans.items():

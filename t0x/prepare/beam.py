@@ -13,10 +13,10 @@ def run_on_beam(options: Sequence[str]) -> Callable[..., None]:
     writes the same bytes.
 
     Args:
-        options: Beam's own, as on its command line: "--runner=DataflowRunner", "--project=…".
+      options: Beam's own, as on its command line: "--runner=DataflowRunner", "--project=…".
 
     Raises:
-        ModuleNotFoundError: Beam is not installed; names the extra.
+      ModuleNotFoundError: Beam is not installed; names the extra.
     """
     try:
         import apache_beam as beam

@@ -59,14 +59,14 @@ def prepare(
     leaves its tasks in the manifest's `missing`.
 
     Args:
-        request: what to prepare.
-        runner: does the work.
-        overwrite: begin anew whatever there is.
-        console: where progress is shown.
+      request: what to prepare.
+      runner: does the work.
+      overwrite: begin anew whatever there is.
+      console: where progress is shown.
 
     Raises:
-        ValueError: the store is another mixture's, or has other features.
-        processes.JobError: the work failed for another reason than a source.
+      ValueError: the store is another mixture's, or has other features.
+      processes.JobError: the work failed for another reason than a source.
     """
     jobs.open_sources.cache_clear()  # rows may have changed since this process read them
     sources = jobs.open_sources(request)

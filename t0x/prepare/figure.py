@@ -13,12 +13,12 @@ def draw(statistics: MixtureStatistics, path: Path) -> None:
     """Writes bars of every task's share beside its epochs and its lengths.
 
     Args:
-        statistics: of the mixture.
-        path: what to write; its suffix says how.
+      statistics: of the mixture.
+      path: what to write; its suffix says how.
 
     Raises:
-        ModuleNotFoundError: Altair is not installed; names the extra.
-        ValueError: another suffix.
+      ModuleNotFoundError: Altair is not installed; names the extra.
+      ValueError: another suffix.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: a figure is written as {', '.join(SUFFIXES)}")

@@ -26,9 +26,9 @@ class Job:
     """Work on one source, done by one process.
 
     Attributes:
-        label: of the source.
-        plan: None for a survey.
-        shards: which of the plan's.
+      label: of the source.
+      plan: None for a survey.
+      shards: which of the plan's.
     """
 
     label: str
@@ -47,12 +47,12 @@ def run_job(request: Request, job: Job, report: Callable[[int, int], None]) -> b
     """Does a job and leaves its record in the store.
 
     Args:
-        request: what is prepared.
-        job: what to do.
-        report: called with numbers of rows that are done, and that were before; once for a survey.
+      request: what is prepared.
+      job: what to do.
+      report: called with numbers of rows that are done, and that were before; once for a survey.
 
     Returns:
-        False where the source cannot be read, which is recorded; any other error is raised.
+      False where the source cannot be read, which is recorded; any other error is raised.
     """
     source = open_sources(request)[job.label]
     try:

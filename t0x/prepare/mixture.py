@@ -14,8 +14,8 @@ def find_tasks(request: Request) -> dict[str, seqio.Task]:
     """The tasks of a request's mixture by name.
 
     Raises:
-        LookupError: neither a mixture nor a task has that name.
-        ValueError: they are rank classification tasks, or their features are not two texts' tokens.
+      LookupError: neither a mixture nor a task has that name.
+      ValueError: they are rank classification tasks, or their features are not two texts' tokens.
     """
     name = request.mixture
     known = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}

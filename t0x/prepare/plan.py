@@ -92,10 +92,10 @@ def plan_source(
     """Chooses how many rows of each task are written.
 
     Args:
-        survey: of the source.
-        total_rate: of all tasks of the mixture.
-        examples: that the run reads of the whole mixture; None writes every row.
-        most_rows: of a task, whatever the run reads.
+      survey: of the source.
+      total_rate: of all tasks of the mixture.
+      examples: that the run reads of the whole mixture; None writes every row.
+      most_rows: of a task, whatever the run reads.
     """
     tasks, start = {}, 0
     for name, sampled in sorted(survey.tasks.items()):
@@ -115,11 +115,11 @@ def choose_rows(plan: SourcePlan, task: str, shard: int, label: str, seed: int) 
     """Row numbers of a task in one shard, int64, ascending.
 
     Args:
-        plan: of the source.
-        task: its name.
-        shard: which of the plan's.
-        label: of the source; sources are permuted differently.
-        seed: of the permutation.
+      plan: of the source.
+      task: its name.
+      shard: which of the plan's.
+      label: of the source; sources are permuted differently.
+      seed: of the permutation.
     """
     first = plan.rows * shard // plan.shards
     last = plan.rows * (shard + 1) // plan.shards

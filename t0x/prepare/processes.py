@@ -30,13 +30,13 @@ def run_jobs(
     """Calls `work(job, report)` for every job in processes of their own.
 
     Args:
-        work: reports numbers through its second argument.
-        jobs: in order of start.
-        processes: most at a time.
-        report: is called here with what the jobs report.
+      work: reports numbers through its second argument.
+      jobs: in order of start.
+      processes: most at a time.
+      report: is called here with what the jobs report.
 
     Raises:
-        JobError: a job raised or was killed; the others are ended.
+      JobError: a job raised or was killed; the others are ended.
     """
     waiting = iter(jobs)
     running: dict[connection.Connection, multiprocessing.Process] = {}
@@ -62,7 +62,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns, called in a process of its own.
 
     Raises:
-        JobError: it raised; one line.
+      JobError: it raised; one line.
     """
     receiver, sender = _fork.Pipe(duplex=False)
 

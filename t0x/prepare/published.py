@@ -67,8 +67,8 @@ class CachedTask:
         """See `Source`.
 
         Raises:
-            SourceError: a file is missing or torn, has fewer examples than it should, or other
-                tokens than the task's vocabulary gives (the first example tells).
+          SourceError: a file is missing or torn, has fewer examples than it should, or other
+            tokens than the task's vocabulary gives (the first example tells).
         """
         ((name, rows),) = chosen.items()
         for row in np.asarray(rows).tolist():

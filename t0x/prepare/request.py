@@ -11,10 +11,10 @@ class Run:
     """How much a training run reads.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: rows of a batch.
-        inputs, targets: longest of each in a row, in tokens.
-        pack: whether a row holds several examples.
+      steps: optimizer steps.
+      batch_size: rows of a batch.
+      inputs, targets: longest of each in a row, in tokens.
+      pack: whether a row holds several examples.
     """
 
     steps: int
@@ -29,16 +29,16 @@ class Request:
     """What to prepare. Pickles: workers elsewhere register the same tasks by it.
 
     Attributes:
-        mixture: a registered mixture or task.
-        directory: the store, local or on a bucket.
-        split: of every task.
-        run: what reads the store; None writes every row.
-        most_rows: of a task, however many the run reads; None for no such limit.
-        seed: of the choice of rows.
-        keep_text: whether records keep their texts.
-        caches: folders of SeqIO's cached tasks to take tokens from.
-        modules: to import for what they register.
-        gin_files, gin_bindings: settings of vocabulary and sources.
+      mixture: a registered mixture or task.
+      directory: the store, local or on a bucket.
+      split: of every task.
+      run: what reads the store; None writes every row.
+      most_rows: of a task, however many the run reads; None for no such limit.
+      seed: of the choice of rows.
+      keep_text: whether records keep their texts.
+      caches: folders of SeqIO's cached tasks to take tokens from.
+      modules: to import for what they register.
+      gin_files, gin_bindings: settings of vocabulary and sources.
     """
 
     mixture: str
@@ -76,7 +76,7 @@ def read_run(gin_files: tuple[str, ...], gin_bindings: tuple[str, ...]) -> dict[
     Builds what the file binds, JAX's devices among it: for a process of its own.
 
     Raises:
-        FileNotFoundError, ValueError: see `t5x.gin_utils.parse_gin_flags`.
+      FileNotFoundError, ValueError: see `t5x.gin_utils.parse_gin_flags`.
     """
     from t0x.plan import step
     from t5x.run import settings

@@ -40,11 +40,11 @@ class Piece:
     """What is known of a shard that was written.
 
     Attributes:
-        recipe: hash of what its examples come of.
-        shard: file, examples, bytes, checksum.
-        rows: that were rendered.
-        skipped: rows without an example, by reason.
-        lengths: uint32 (examples, 2).
+      recipe: hash of what its examples come of.
+      shard: file, examples, bytes, checksum.
+      rows: that were rendered.
+      skipped: rows without an example, by reason.
+      lengths: uint32 (examples, 2).
     """
 
     recipe: str
@@ -143,14 +143,14 @@ def write_shards(
     """Writes some shards of all tasks of a source, but for those that are there and undamaged.
 
     Args:
-        request: what is prepared.
-        source: not opened if there is nothing to do.
-        plan: of the source.
-        shards: which of the plan's.
-        report: called with numbers of rows that are done, and that were before.
+      request: what is prepared.
+      source: not opened if there is nothing to do.
+      plan: of the source.
+      shards: which of the plan's.
+      report: called with numbers of rows that are done, and that were before.
 
     Raises:
-        SourceError: the rows cannot be read, or are not as many as planned.
+      SourceError: the rows cannot be read, or are not as many as planned.
     """
     recipes = hash_recipes(request, source, plan)
     todo: dict[str, list[int]] = {}

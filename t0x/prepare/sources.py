@@ -34,9 +34,9 @@ class Source(Protocol):
     """Rows that several tasks share.
 
     Attributes:
-        label: names it among the sources of a mixture.
-        tasks: by name.
-        sequential: whether reading a row means reading all before it, back to the last one read.
+      label: names it among the sources of a mixture.
+      tasks: by name.
+      sequential: whether reading a row means reading all before it, back to the last one read.
     """
 
     label: str
@@ -53,10 +53,10 @@ class Source(Protocol):
         """Task, row and example, in the order of rows; None where the row gives none, counted.
 
         Args:
-            chosen: row numbers by task, ascending.
+          chosen: row numbers by task, ascending.
 
         Raises:
-            SourceError: a row cannot be read.
+          SourceError: a row cannot be read.
         """
         ...
 

@@ -31,15 +31,15 @@ class TaskStatistics:
     """One task of a mixture.
 
     Attributes:
-        task: its name.
-        examples: that a whole pass over the split has.
-        rate: weight in the mixture.
-        share: of the mixture's examples, 0 to 1.
-        draws, epochs: expected over the run; None where its steps are not known.
-        inputs, targets: lengths before they are cut.
-        cut: share of examples of which either is.
-        examples_per_row, encoder_density, decoder_density: of rows packed with this task alone;
-            density is the share of a row that is no padding.
+      task: its name.
+      examples: that a whole pass over the split has.
+      rate: weight in the mixture.
+      share: of the mixture's examples, 0 to 1.
+      draws, epochs: expected over the run; None where its steps are not known.
+      inputs, targets: lengths before they are cut.
+      cut: share of examples of which either is.
+      examples_per_row, encoder_density, decoder_density: of rows packed with this task alone;
+        density is the share of a row that is no padding.
     """
 
     task: str
@@ -86,16 +86,16 @@ def describe_mixture(
     """Statistics of a prepared mixture, packed as training packs it.
 
     Args:
-        directory: the store.
-        manifest: its manifest.
-        split: which split of it.
-        run: what reads it; its steps may be 0, not known.
-        split_sizes: rows of each task's split where the store has only some of them: examples are
-            scaled to them.
+      directory: the store.
+      manifest: its manifest.
+      split: which split of it.
+      run: what reads it; its steps may be 0, not known.
+      split_sizes: rows of each task's split where the store has only some of them: examples are
+        scaled to them.
 
     Raises:
-        t5x.data.store.StoreError: the lengths are missing or torn.
-        ValueError: the store has nothing of the split.
+      t5x.data.store.StoreError: the lengths are missing or torn.
+      ValueError: the store has nothing of the split.
     """
     entries = [entry for entry in manifest.of_split(split) if entry.examples and entry.rate]
     if not entries:

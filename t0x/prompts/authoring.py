@@ -66,10 +66,10 @@ def validate(path: Path, rows: Sequence[Mapping[str, Any]] = ()) -> tuple[int, l
     """Checks a template file, or all below a folder, on given rows too.
 
     Returns:
-        The number of templates read, and what is wrong.
+      The number of templates read, and what is wrong.
 
     Raises:
-        FileNotFoundError: there is no template file.
+      FileNotFoundError: there is no template file.
     """
     files = sorted(path.rglob(FILE_NAME)) if path.is_dir() else [path]
     if not files or not files[0].is_file():

@@ -24,15 +24,15 @@ def install(archive: Path | None = None, force: bool = False) -> tuple[Path, boo
     """Puts promptsource's template files below the cache directory.
 
     Args:
-        archive: a local copy of the source archive; downloaded from the package index if None.
-        force: replace what is installed.
+      archive: a local copy of the source archive; downloaded from the package index if None.
+      force: replace what is installed.
 
     Returns:
-        The directory of the templates, and whether it was made now.
+      The directory of the templates, and whether it was made now.
 
     Raises:
-        ConnectionError: the index cannot be reached. ValueError: not the expected archive.
-        FileNotFoundError: no such archive. FileExistsError: the directory is in other use.
+      ConnectionError: the index cannot be reached. ValueError: not the expected archive.
+      FileNotFoundError: no such archive. FileExistsError: the directory is in other use.
     """
     target = install_directory()
     if installed(target) and not force:

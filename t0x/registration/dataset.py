@@ -15,15 +15,15 @@ class Dataset:
     """A dataset whose rows can be had by split.
 
     Args:
-        name: as promptsource names it; with `subset` it starts the names of the tasks.
-        subset: configuration, or None.
-        category: kind of task, for reports ("sentiment", "NLI", …).
-        splits: rows of each split; None where they are counted when asked for.
-        rows: opens a split; random access, lazy.
-        held_out: True where training never sees the dataset.
-        train_size: rows that T0's mixing rule counts, where that is not the train split's size.
-        eval_split: what the split named `eval` stands for.
-        full_splits: rows of the whole splits, where those at hand may be a part of them.
+      name: as promptsource names it; with `subset` it starts the names of the tasks.
+      subset: configuration, or None.
+      category: kind of task, for reports ("sentiment", "NLI", …).
+      splits: rows of each split; None where they are counted when asked for.
+      rows: opens a split; random access, lazy.
+      held_out: True where training never sees the dataset.
+      train_size: rows that T0's mixing rule counts, where that is not the train split's size.
+      eval_split: what the split named `eval` stands for.
+      full_splits: rows of the whole splits, where those at hand may be a part of them.
     """
 
     name: str

@@ -55,16 +55,16 @@ def register_prompt(
     """Registers one prompt of a dataset, and its rank classification twin if it has choices.
 
     Args:
-        name: the task's name; the twin's has `_score_eval` appended.
-        info: its metadata; `name`, `score_eval` and `examples` in it are set here.
-        output_features: inputs and targets; T5's vocabulary, EOS on targets only, by default.
-        examples: by task and split, what whole splits give, where it was counted.
+      name: the task's name; the twin's has `_score_eval` appended.
+      info: its metadata; `name`, `score_eval` and `examples` in it are set here.
+      output_features: inputs and targets; T5's vocabulary, EOS on targets only, by default.
+      examples: by task and split, what whole splits give, where it was counted.
 
     Returns:
-        The names registered.
+      The names registered.
 
     Raises:
-        ValueError: a task of that name exists.
+      ValueError: a task of that name exists.
     """
     features = output_features or _default_output_features()
     preprocessors = [tokenize, seqio.CacheDatasetPlaceholder(required=False)]
@@ -126,23 +126,23 @@ def register_dataset(
     the rank classification tasks, where there are any; a subset is part of the name.
 
     Args:
-        name: the dataset.
-        source: a `Dataset` (then subset, category, held_out and eval_split are its own), a folder
-            of files as `t0x.sources.folders` knows them, or rows by split.
-        templates: prompts by name, or a promptsource templates.yaml.
-        subset: configuration of the dataset; part of the tasks' names.
-        category: kind of task, for reports.
-        held_out: keep the dataset out of `train`.
-        held_out_prompts: names of prompts to keep out of `train`.
-        output_features: see `register_prompt`.
-        train_split: split whose size sets the mixing rate.
-        eval_split: what the split named `eval` stands for; the last split where it is not there.
-        name_task: (dataset, subset, prompt) → task name.
-        examples: see `register_prompt`.
-        mixtures: whether to register the mixtures.
+      name: the dataset.
+      source: a `Dataset` (then subset, category, held_out and eval_split are its own), a folder
+        of files as `t0x.sources.folders` knows them, or rows by split.
+      templates: prompts by name, or a promptsource templates.yaml.
+      subset: configuration of the dataset; part of the tasks' names.
+      category: kind of task, for reports.
+      held_out: keep the dataset out of `train`.
+      held_out_prompts: names of prompts to keep out of `train`.
+      output_features: see `register_prompt`.
+      train_split: split whose size sets the mixing rate.
+      eval_split: what the split named `eval` stands for; the last split where it is not there.
+      name_task: (dataset, subset, prompt) → task name.
+      examples: see `register_prompt`.
+      mixtures: whether to register the mixtures.
 
     Raises:
-        ValueError: a held-out prompt that does not exist, a name taken, no rows, no prompts.
+      ValueError: a held-out prompt that does not exist, a name taken, no rows, no prompts.
     """
     if not isinstance(source, Dataset):
         source = _dataset(name, subset, category, held_out, source, eval_split)
@@ -187,15 +187,15 @@ def add_prompts(dataset: str, templates: Mapping[str, Template] | str | Path) ->
     The new tasks have the features, the training split and the mixing rate of those there are.
 
     Args:
-        dataset: DATASET or DATASET/SUBSET, as in `Dataset.label`.
-        templates: prompts by name, or a promptsource templates.yaml.
+      dataset: DATASET or DATASET/SUBSET, as in `Dataset.label`.
+      templates: prompts by name, or a promptsource templates.yaml.
 
     Returns:
-        The names of the new tasks.
+      The names of the new tasks.
 
     Raises:
-        LookupError: the dataset has no task.
-        ValueError: a prompt has the name of one there is.
+      LookupError: the dataset has no task.
+      ValueError: a prompt has the name of one there is.
     """
     known = [info for info in TASKS.values() if info.dataset.label == dataset]
     if not known:
@@ -255,7 +255,7 @@ def register_mixture(
     A mixture of that name with these tasks, such as `register_dataset` makes, is returned as it is.
 
     Raises:
-        ValueError: there are no tasks, one is not registered, or the name is taken by others.
+      ValueError: there are no tasks, one is not registered, or the name is taken by others.
     """
     tasks = list(tasks)
     if not tasks:

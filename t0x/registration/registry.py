@@ -28,7 +28,7 @@ def task_info(name: str) -> TaskInfo:
     """Metadata of a task registered here.
 
     Raises:
-        LookupError: it was registered by somebody else or not at all.
+      LookupError: it was registered by somebody else or not at all.
     """
     if name not in TASKS:
         raise LookupError(f"task {name!r} was not registered by t0x.registration")

@@ -23,10 +23,10 @@ def map_shared(
     """`dataset.map(lambda element: function(element, *arguments))`, one element after the other.
 
     Args:
-        dataset: its elements may be any structure of tensors.
-        function: stateless; called once for all datasets with the same key and element structure.
-        key: tells functions apart that are not the same; whatever the function closes over.
-        arguments: tensors of one shape and dtype for all datasets of the key.
+      dataset: its elements may be any structure of tensors.
+      function: stateless; called once for all datasets with the same key and element structure.
+      key: tells functions apart that are not the same; whatever the function closes over.
+      arguments: tensors of one shape and dtype for all datasets of the key.
     """
     concrete, made = _trace(dataset, function, key, arguments)
     flat = tf.nest.flatten(made)

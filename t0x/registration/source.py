@@ -120,7 +120,7 @@ class PromptedSource(seqio.DataSource):
     name, the same in every epoch.
 
     Args:
-        info: the task's metadata.
+      info: the task's metadata.
     """
 
     def __init__(self, info: TaskInfo) -> None:
@@ -143,7 +143,7 @@ class PromptedSource(seqio.DataSource):
         """The dataset's own name of a split: what "eval" stands for.
 
         Raises:
-            ValueError: there is no such split; names those there are.
+          ValueError: there is no such split; names those there are.
         """
         if split not in self.splits:
             raise ValueError(
@@ -165,8 +165,8 @@ class PromptedSource(seqio.DataSource):
         """The split's rendered rows; see `seqio.DataSource.get_dataset`.
 
         Raises:
-            FileNotFoundError: the rows are nowhere.
-            TaskError: the rows cannot be read, or the template renders none of them.
+          FileNotFoundError: the rows are nowhere.
+          TaskError: the rows cannot be read, or the template renders none of them.
         """
         split = self.real_split(split)
         rows = self._open(split)

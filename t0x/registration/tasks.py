@@ -21,11 +21,11 @@ def tokenize(
     is minutes of work before the first batch, and hundreds of megabytes of iterator state.
 
     Args:
-        dataset: examples with a string for each output feature.
-        output_features: vocabulary and whether EOS ends the tokens, by feature.
+      dataset: examples with a string for each output feature.
+      output_features: vocabulary and whether EOS ends the tokens, by feature.
 
     Returns:
-        The examples with int32 tokens, and the strings under `<feature>_pretokenized`.
+      The examples with int32 tokens, and the strings under `<feature>_pretokenized`.
     """
 
     features = tuple(output_features.items())

@@ -36,10 +36,10 @@ def measure_agreement(prompts: Sequence[Answers]) -> Agreement | None:
     """Agreement of prompts on the examples that all of them scored.
 
     Args:
-        prompts: answers under each prompt; the first is the one others are compared to.
+      prompts: answers under each prompt; the first is the one others are compared to.
 
     Returns:
-        None with fewer than two comparable prompts, or with no example in common.
+      None with fewer than two comparable prompts, or with no example in common.
     """
     if len(prompts) < 2:
         return None
@@ -94,8 +94,8 @@ def fleiss_kappa(counts: np.ndarray) -> tuple[float, float | None]:
     """Observed pairwise agreement, and Fleiss' kappa.
 
     Args:
-        counts: how many raters gave each answer, (examples, answers); every row sums to the same
-            number of raters, at least 2.
+      counts: how many raters gave each answer, (examples, answers); every row sums to the same
+        number of raters, at least 2.
 
     Reference: J. L. Fleiss, Psychological Bulletin 76 (1971), 378-382.
     """

@@ -45,7 +45,7 @@ def draw_panels(summaries: Sequence[DatasetSummary]) -> list[Panel]:
     A training dataset's held-out prompts stand below its seen ones in the same panel.
 
     Raises:
-        ModuleNotFoundError: Altair or vl-convert is not installed; names the extra.
+      ModuleNotFoundError: Altair or vl-convert is not installed; names the extra.
     """
     altair = import_altair()
     labels = label_evaluations(summaries)

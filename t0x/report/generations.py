@@ -40,11 +40,11 @@ def load_generations(
     """WinoBias generations below the directories of runs; often there are none.
 
     Args:
-        paths: run directories.
-        results: rank classification of the same runs; a run is called here as it is there.
+      paths: run directories.
+      results: rank classification of the same runs; a run is called here as it is there.
 
     Raises:
-        ValueError: a line is torn; names file and line.
+      ValueError: a line is torn; names file and line.
     """
     names = {result.run_dir: result.run for result in results}
     found = {file: match for path in paths for file, match in _walk(Path(path).resolve())}

@@ -56,15 +56,15 @@ def write_html(
     """Writes the page to `path`.
 
     Args:
-        results: what to report on.
-        path: the file; its folder exists.
-        unfinished: tasks left out because their evaluation did not end; only mentioned.
-        generations: WinoBias by generated text.
-        published: figures to compare with; those of published.csv by default.
+      results: what to report on.
+      path: the file; its folder exists.
+      unfinished: tasks left out because their evaluation did not end; only mentioned.
+      generations: WinoBias by generated text.
+      published: figures to compare with; those of published.csv by default.
 
     Raises:
-        ModuleNotFoundError: the plots' libraries are not installed; names the extra.
-        ValueError: no task has a scored example.
+      ModuleNotFoundError: the plots' libraries are not installed; names the extra.
+      ValueError: no task has a scored example.
     """
     summaries = summarise(results)
     if not summaries:

@@ -81,7 +81,7 @@ def load_published(path: Path | None = None) -> list[Published]:
     """Reads the published figures that come with t0x, or a file in the same form.
 
     Raises:
-        ValueError: a column is missing or an accuracy is no percentage; names file and line.
+      ValueError: a column is missing or an accuracy is no percentage; names file and line.
     """
     source = path or files("t0x.report").joinpath("published.csv")
     with source.open(encoding="utf-8", newline="") as file:
@@ -113,7 +113,7 @@ def compare(
     published are left out.
 
     Returns:
-        None where there would be nothing to compare with.
+      None where there would be nothing to compare with.
     """
     whole = [summary for summary in summaries if summary.seen != "held-out prompt"]
     checkpoints = tuple(dict.fromkeys((summary.run, summary.step) for summary in whole))

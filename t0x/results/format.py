@@ -38,12 +38,12 @@ class Example:
     """One scored row: a score (sum of log-probabilities, in nats) for each choice.
 
     Attributes:
-        idx: number of the row in its split.
-        inputs: what the model was given.
-        choices: texts.
-        scores: of the choices.
-        prediction: position of the choice with the highest score.
-        label: position of the right one.
+      idx: number of the row in its split.
+      inputs: what the model was given.
+      choices: texts.
+      scores: of the choices.
+      prediction: position of the choice with the highest score.
+      label: position of the right one.
     """
 
     idx: int
@@ -63,9 +63,9 @@ class PackedCounts:
     """What the packed evaluator counts besides.
 
     Attributes:
-        inputs_cut: inputs longer than the model was let read.
-        choices_cut: choices longer than that.
-        encoded_again: inputs encoded again, because their choices overflowed a row.
+      inputs_cut: inputs longer than the model was let read.
+      choices_cut: choices longer than that.
+      encoded_again: inputs encoded again, because their choices overflowed a row.
     """
 
     inputs_cut: int = 0
@@ -78,18 +78,18 @@ class Summary:
     """What `<task>.json` says of a task.
 
     Attributes:
-        task: name of the `*_score_eval` task.
-        dataset, subset, template, category: what it asks, and of what.
-        seen: one of GROUPS.
-        examples: rows scored.
-        accuracy, chance: 0 to 1; NaN without examples.
-        skipped: rows left out, by reason.
-        near_ties: see `t0x.rank_classification.is_near_tie`; None in files of other writers.
-        step: of the checkpoint, or NO_STEP.
-        split: the dataset's own name of it.
-        packed: from the packed evaluator only.
-        fingerprint: from the packed evaluator only, of the "checkpoint", of the "task"'s content
-            and of the "lines" file. A restart trusts the scores only where all three still hold.
+      task: name of the `*_score_eval` task.
+      dataset, subset, template, category: what it asks, and of what.
+      seen: one of GROUPS.
+      examples: rows scored.
+      accuracy, chance: 0 to 1; NaN without examples.
+      skipped: rows left out, by reason.
+      near_ties: see `t0x.rank_classification.is_near_tie`; None in files of other writers.
+      step: of the checkpoint, or NO_STEP.
+      split: the dataset's own name of it.
+      packed: from the packed evaluator only.
+      fingerprint: from the packed evaluator only, of the "checkpoint", of the "task"'s content
+        and of the "lines" file. A restart trusts the scores only where all three still hold.
     """
 
     task: str
@@ -123,15 +123,15 @@ class Overview:
     """What `<mixture>-<step>.json` says of a whole evaluation.
 
     Attributes:
-        mixture: name of it.
-        step: of the checkpoint, None where it is not known.
-        split: that was asked for.
-        checkpoint: fingerprint of the parameters.
-        row_lengths: tokens of an encoder ("inputs") and a decoder row ("targets").
-        near_ties: of all tasks.
-        tasks_left_out: tasks without the split.
-        tasks: examples and metrics by task.
-        packed: counts of all tasks.
+      mixture: name of it.
+      step: of the checkpoint, None where it is not known.
+      split: that was asked for.
+      checkpoint: fingerprint of the parameters.
+      row_lengths: tokens of an encoder ("inputs") and a decoder row ("targets").
+      near_ties: of all tasks.
+      tasks_left_out: tasks without the split.
+      tasks: examples and metrics by task.
+      packed: counts of all tasks.
     """
 
     mixture: str
@@ -195,11 +195,11 @@ def parse_summary(text: str, where: str) -> Summary:
     """The fields of `<task>.json`, checked one by one.
 
     Args:
-        text: the whole file.
-        where: its path, for messages.
+      text: the whole file.
+      where: its path, for messages.
 
     Raises:
-        ValueError: it is torn or a field is not what it must be; names file and field.
+      ValueError: it is torn or a field is not what it must be; names file and field.
     """
     try:
         record = json.loads(text)
@@ -254,11 +254,11 @@ def parse_example(line: str, where: str) -> Example:
     """One line of `<task>.jsonl`.
 
     Args:
-        line: its text.
-        where: file and number of the line, for messages.
+      line: its text.
+      where: file and number of the line, for messages.
 
     Raises:
-        ValueError: it is torn or inconsistent; names file and line.
+      ValueError: it is torn or inconsistent; names file and line.
     """
     try:
         record = json.loads(line)

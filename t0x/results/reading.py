@@ -73,12 +73,12 @@ def load_results(paths: Sequence[Path | str], wrong_examples: int = 10) -> list[
     """Loads every finished task below `paths`, checkpoint by checkpoint.
 
     Args:
-        paths: run directories (searched for `rank_classification/<step>`), in the order to report.
-        wrong_examples: how many wrong predictions to keep in memory for each task.
+      paths: run directories (searched for `rank_classification/<step>`), in the order to report.
+      wrong_examples: how many wrong predictions to keep in memory for each task.
 
     Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: a path holds no results, or a file is torn; one line naming file and line.
+      FileNotFoundError: a path does not exist.
+      ValueError: a path holds no results, or a file is torn; one line naming file and line.
     """
     step_dirs = _find_step_dirs(paths)
     names = _name_runs([run_dir_of(step_dir.parent.parent) for step_dir in step_dirs])
@@ -199,7 +199,7 @@ def read_examples(file: Path) -> Iterator[Example]:
     """Reads `<task>.jsonl` line by line.
 
     Raises:
-        ValueError: a line is torn or inconsistent; names file and line.
+      ValueError: a line is torn or inconsistent; names file and line.
     """
     with file.open(encoding="utf-8", errors="strict") as lines:
         try:

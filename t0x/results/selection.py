@@ -19,10 +19,10 @@ class Candidate:
     """A checkpoint, or the results of one that is no longer there.
 
     Args:
-        step: its step.
-        accuracies: of the tasks that count and have a result, 0 to 1.
-        missing: tasks that count and have none.
-        kept: whether the checkpoint is there.
+      step: its step.
+      accuracies: of the tasks that count and have a result, 0 to 1.
+      missing: tasks that count and have none.
+      kept: whether the checkpoint is there.
     """
 
     step: int
@@ -47,14 +47,14 @@ def read_candidates(
     """The checkpoints of a run and what is known of them, by step.
 
     Args:
-        model_dir: holds checkpoint_N; local or any path of etils.epath.
-        tasks: those whose mean counts.
-        output_dir: EVAL_OUTPUT_DIR of the evaluation, where it was not the model's directory.
-        common: count only the tasks for which every checkpoint with results has one.
+      model_dir: holds checkpoint_N; local or any path of etils.epath.
+      tasks: those whose mean counts.
+      output_dir: EVAL_OUTPUT_DIR of the evaluation, where it was not the model's directory.
+      common: count only the tasks for which every checkpoint with results has one.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no complete checkpoint in it.
-        ValueError: a task was evaluated on other rows in one step than in another; a torn file.
+      FileNotFoundError: there is no such directory, or no complete checkpoint in it.
+      ValueError: a task was evaluated on other rows in one step than in another; a torn file.
     """
     tasks = list(tasks)
     kept = _steps(epath.Path(model_dir))

@@ -25,10 +25,10 @@ class ResultsLogger(seqio.Logger):
     """For `seqio.Evaluator.logger_cls`; passes over tasks other than rank classification.
 
     Args:
-        output_dir: where the folder `rank_classification` goes; local or any path of tf.io.gfile.
-        train_mixture: mixture trained on. Given, it decides what is "seen": a task whose prompt is
-            in it; "held-out prompt": another prompt of a dataset in it. Not given, the
-            registration's word stands.
+      output_dir: where the folder `rank_classification` goes; local or any path of tf.io.gfile.
+      train_mixture: mixture trained on. Given, it decides what is "seen": a task whose prompt is
+        in it; "held-out prompt": another prompt of a dataset in it. Not given, the
+        registration's word stands.
     """
 
     __module__ = "t0x.results"  # as gin files, and config.gin, name it
@@ -66,11 +66,11 @@ class ResultsLogger(seqio.Logger):
         """Writes both files of a task, each whole or not at all; leaves alone what is there.
 
         Args:
-            ranked: the rows that have all their scores.
-            inputs: what the model was given, by row; rows that are not in `ranked` are counted.
-            split: the dataset's own name of the split.
-            packed: what the packed evaluator counted.
-            fingerprint: of "checkpoint" and "task", see `read_scores`.
+          ranked: the rows that have all their scores.
+          inputs: what the model was given, by row; rows that are not in `ranked` are counted.
+          split: the dataset's own name of the split.
+          packed: what the packed evaluator counted.
+          fingerprint: of "checkpoint" and "task", see `read_scores`.
         """
         lines = "".join(_line(ranking, inputs[ranking.row]) for ranking in ranked).encode("utf-8")
         if fingerprint:
@@ -98,8 +98,8 @@ class ResultsLogger(seqio.Logger):
         """Scores of every row of a task that is complete; None where it must be scored (again).
 
         Args:
-            fingerprint: what "checkpoint" and "task" are now. Results of another checkpoint, of
-                other rows or another prompt, and torn ones, are not trusted.
+          fingerprint: what "checkpoint" and "task" are now. Results of another checkpoint, of
+            other rows or another prompt, and torn ones, are not trusted.
         """
         lines_file, summary_file = self._files(task_name, step)
         if not (tf.io.gfile.exists(lines_file) and tf.io.gfile.exists(summary_file)):

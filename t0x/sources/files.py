@@ -110,12 +110,12 @@ def open_files(paths: Sequence[Path], bad_lines: str = "error") -> Rows:
     What many prompts use is opened once.
 
     Args:
-        paths: in order.
-        bad_lines: see `JsonRows`.
+      paths: in order.
+      bad_lines: see `JsonRows`.
 
     Raises:
-        ValueError: another suffix, no file, or numbered files of which one is missing.
-        FileNotFoundError: a file is not there.
+      ValueError: another suffix, no file, or numbered files of which one is missing.
+      FileNotFoundError: a file is not there.
     """
     check_numbers(paths)
     versions = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in paths)

@@ -59,10 +59,10 @@ class JsonRows(Sequence):
     The file is parsed once while the table is built, so a bad line is found before training starts.
 
     Args:
-        path: the file; blank lines are no rows. An array is kept in memory.
-        bad_lines: "error" raises a ValueError naming the lines that are not JSON objects; "skip"
-            leaves them out, logs them, and keeps where and why in `bad_places`.
-        columns: shared by the files of one split.
+      path: the file; blank lines are no rows. An array is kept in memory.
+      bad_lines: "error" raises a ValueError naming the lines that are not JSON objects; "skip"
+        leaves them out, logs them, and keeps where and why in `bad_places`.
+      columns: shared by the files of one split.
     """
 
     def __init__(

@@ -171,7 +171,7 @@ def _converted_files(hub_id: str, config: str | None, split: str) -> list[str]:
     dataset, and a split of which the hub converted only the first gigabytes for the whole.
 
     Raises:
-        ValueError: there are none, or not of the whole split.
+      ValueError: there are none, or not of the whole split.
     """
     import huggingface_hub
 
@@ -201,9 +201,9 @@ class Settings:
     """Where rows come from.
 
     Args:
-        order: names of OPENERS in the order in which they are tried.
-        dataset_order: the same for single datasets by name, instead of `order`.
-        bad_lines: "error" or "skip" lines that are no JSON object, see `JsonRows`.
+      order: names of OPENERS in the order in which they are tried.
+      dataset_order: the same for single datasets by name, instead of `order`.
+      bad_lines: "error" or "skip" lines that are no JSON object, see `JsonRows`.
     """
 
     __module__ = "t0x.sources"  # as gin files, and config.gin, name it
@@ -223,15 +223,15 @@ def open_rows(
     """Opens a split from the first source that has it.
 
     Args:
-        dataset: name under which promptsource knows the dataset.
-        subset: its configuration, None where it has one only.
-        split: as named on the hub.
-        hub_id: where the hub keeps it today, where that differs from `dataset`.
-        settings: what gin says by default.
+      dataset: name under which promptsource knows the dataset.
+      subset: its configuration, None where it has one only.
+      split: as named on the hub.
+      hub_id: where the hub keeps it today, where that differs from `dataset`.
+      settings: what gin says by default.
 
     Raises:
-        FileNotFoundError: no source has it; names what was tried and how to get it.
-        ValueError: an unknown source name, or local rows that cannot be read.
+      FileNotFoundError: no source has it; names what was tried and how to get it.
+      ValueError: an unknown source name, or local rows that cannot be read.
     """
     # Asked for here and not by a binding of this function: gin would add lines to its errors.
     settings = settings or Settings()
@@ -256,7 +256,7 @@ def underscore_fields(row: Row) -> dict[str, Any]:
     """The row as templates see it: plain values, top-level names that Jinja can name.
 
     Raises:
-        SchemaError: two fields would have one name.
+      SchemaError: two fields would have one name.
     """
     fields = {field_name(name): as_plain(value) for name, value in row.items()}
     if len(fields) != len(row):

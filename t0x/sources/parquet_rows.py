@@ -27,7 +27,7 @@ class ParquetRows(Sequence):
         """The same rows with these fields only, as far as the file has them.
 
         Args:
-            fields: names as templates have them.
+          fields: names as templates have them.
         """
         rows = ParquetRows(self._path)
         rows.__dict__ |= self.__dict__  # the columns are shared

@@ -65,10 +65,10 @@ class InTfds:
     """Where TFDS has a dataset.
 
     Args:
-        name: the builder.
-        config: its configuration, None for none.
-        split: TFDS's name of a split, where it is another; None where its rows do not serve.
-        adapt: row of TFDS → row of the hub.
+      name: the builder.
+      config: its configuration, None for none.
+      split: TFDS's name of a split, where it is another; None where its rows do not serve.
+      adapt: row of TFDS → row of the hub.
     """
 
     name: str
@@ -171,8 +171,8 @@ class OnHub:
     """How the hub has a dataset today, under the `hub_id` of the catalogue.
 
     Args:
-        config: its configuration there, None for the only one.
-        adapt: row of today → row of 2021; a row of 2021 stays as it is.
+      config: its configuration there, None for the only one.
+      adapt: row of today → row of 2021; a row of 2021 stays as it is.
     """
 
     config: str | None
@@ -244,9 +244,9 @@ class Manual:
     """A dataset whose owners hand it out on request.
 
     Args:
-        patterns: name of the file of each split, as the owners name it.
-        adapt: row of the CSV file, all texts → row of the hub.
-        how: how to get it, for errors.
+      patterns: name of the file of each split, as the owners name it.
+      adapt: row of the CSV file, all texts → row of the hub.
+      how: how to get it, for errors.
     """
 
     patterns: Mapping[str, str]
