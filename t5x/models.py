@@ -39,7 +39,7 @@ class BaseModel(abc.ABC):
 
     Attributes:
       FEATURE_CONVERTER_CLS: turns a task's features into the batch that the methods take.
-      optimizer_def: the optimiser that trains it.
+      optimizer_def: the optimizer that trains it.
     """
 
     FEATURE_CONVERTER_CLS: Callable[..., seqio.FeatureConverter]

@@ -36,7 +36,7 @@ def precompile(
     get_dataset_fn: Callable[..., Any] = utils.get_dataset,
     verify_matching_vocabs_fn: Callable[..., None] | None = utils.verify_matching_vocabs,
 ) -> None:
-    """Writes the train step, before and after optimisation, for the devices of the partitioner.
+    """Writes the train step, before and after optimization, for the devices of the partitioner.
 
     No parameter is allocated and no row is read. The files (upstream's names):
       lowered_hlo_pre_optimization, lowered_hlo_post_optimization: serialised HloModuleProtos.

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step: parameters, optimiser state, mutable variables.
+"""What a training run carries from step to step: parameters, optimizer state, mutable variables.
 
 A state dict has the layout that checkpoints store, with arrays as leaves::
 
@@ -106,7 +106,7 @@ def _mutables_logical_axes(mutables_axes: FrozenDict | None) -> FrozenDict:
 
 
 class FlaxOptimTrainState(flax.struct.PyTreeNode):
-    """Train state of a Flax model with its optimiser.
+    """Train state of a Flax model with its optimizer.
 
     Attributes:
       params_axes: AxisMetadata of every parameter, as the model emitted it, or None.
@@ -126,13 +126,13 @@ class FlaxOptimTrainState(flax.struct.PyTreeNode):
         """Makes a state at step 0.
 
         Args:
-          optimizer_def: the optimiser. If it has `set_param_axes`, it is told the parameters'
+          optimizer_def: the optimizer. If it has `set_param_axes`, it is told the parameters'
             logical axis names first, so that it can shape its own state by them.
           model_variables: collections as `flax.linen.Module.init` returns them; 'params' is
             needed, 'params_axes' holds the logical axes, all others are mutable variables.
 
         Raises:
-          ValueError: the optimiser needs logical axes and the model emits none, or a variable
+          ValueError: the optimizer needs logical axes and the model emits none, or a variable
             lacks them.
         """
         params, params_axes, mutables, mutables_axes = _split_variables(model_variables)
@@ -192,7 +192,7 @@ class FlaxOptimTrainState(flax.struct.PyTreeNode):
         """Returns the state with a PartitionSpec of logical axis names, or None, for each array.
 
         Raises:
-          ValueError: the optimiser cannot say how its state is laid out, or the model emitted
+          ValueError: the optimizer cannot say how its state is laid out, or the model emitted
             no axes.
         """
         optimizer_def = self._optimizer.optimizer_def
@@ -214,7 +214,7 @@ class FlaxOptimTrainState(flax.struct.PyTreeNode):
 
 
 class InferenceState(flax.struct.PyTreeNode):
-    """Parameters and step without an optimiser, in the same state dict layout."""
+    """Parameters and step without an optimizer, in the same state dict layout."""
 
     step: jax.Array | None
     params: Any
@@ -236,10 +236,10 @@ class InferenceState(flax.struct.PyTreeNode):
 
     @property
     def param_states(self) -> Any:
-        raise NotImplementedError("InferenceState has no optimiser state")
+        raise NotImplementedError("InferenceState has no optimizer state")
 
     def apply_gradient(self, *args: Any, **kwargs: Any) -> "InferenceState":
-        raise NotImplementedError("InferenceState has no optimiser to apply a gradient with")
+        raise NotImplementedError("InferenceState has no optimizer to apply a gradient with")
 
     def state_dict(self) -> dict[str, Any]:
         state_dict = {"target": to_state_dict(self.params), "state": {"step": self.step}}

@@ -2,7 +2,7 @@
 
 A scanned stack keeps each parameter of its layers as one array, `encoder/encoder/mlp/wi/kernel`
 with a layers axis; an unrolled one has `encoder/layers_0/mlp/wi/kernel` and so forth. The same goes
-for what an optimiser keeps of each parameter. Adafactor factors some parameters along other axes
+for what an optimizer keeps of each parameter. Adafactor factors some parameters along other axes
 when they are scanned, or only then (see `t5x.optimizers.factor_rules`), so its second moments are
 converted from the ones that hold the same averages:
 

@@ -1,4 +1,4 @@
-"""Optimisers as the trainer sees them, and optax optimisers wrapped to look so.
+"""Optimizers as the trainer sees them, and optax optimizers wrapped to look so.
 
 An OptimizerDef is a recipe without arrays; an Optimizer is a recipe with parameters and state. The
 wrapped optax constructors below take optax's arguments: `optimizers.adamw(learning_rate=1e-4)`.
@@ -23,14 +23,14 @@ from jax.sharding import PartitionSpec
 
 @flax.struct.dataclass
 class OptimizerState:
-    """Steps taken (an int32 scalar), and what an optimiser remembers of the parameters."""
+    """Steps taken (an int32 scalar), and what an optimizer remembers of the parameters."""
 
     step: Any
     param_states: Any
 
 
 class OptimizerDef:
-    """A recipe for optimisation; subclasses define `init_state` and `apply_gradient`.
+    """A recipe for optimization; subclasses define `init_state` and `apply_gradient`.
 
     Args:
       hyper_params: a dataclass with a `replace` method and a field `learning_rate`.
@@ -60,7 +60,7 @@ class OptimizerDef:
         return hyper_params.replace(**hyper_param_overrides)
 
     def create(self, target: Any) -> "Optimizer":
-        """Returns an optimiser of the parameters `target` at step 0."""
+        """Returns an optimizer of the parameters `target` at step 0."""
         return Optimizer(self, self.init_state(target), target)
 
     def state_dict(self, target: Any, state: OptimizerState) -> dict[str, Any]:
@@ -77,14 +77,14 @@ class OptimizerDef:
 
 
 class Optimizer(flax.struct.PyTreeNode):
-    """An OptimizerDef with its state and the parameters (`target`) it is optimising."""
+    """An OptimizerDef with its state and the parameters (`target`) it is optimizing."""
 
     optimizer_def: OptimizerDef = flax.struct.field(pytree_node=False)
     state: OptimizerState
     target: Any
 
     def apply_gradient(self, grads: Any, **hyper_param_overrides: Any) -> "Optimizer":
-        """Returns the optimiser one step later, e.g. `apply_gradient(grads, learning_rate=lr)`."""
+        """Returns the optimizer one step later, e.g. `apply_gradient(grads, learning_rate=lr)`."""
         hyper_params = self.optimizer_def.update_hyper_params(**hyper_param_overrides)
         target, state = self.optimizer_def.apply_gradient(
             hyper_params, self.target, self.state, grads
@@ -145,7 +145,7 @@ class OptaxStatePartitionRules:
 
 @flax.struct.dataclass
 class _OptaxHyperParams:
-    """The trainer sets a learning rate at every step; wrapped optimisers have their own."""
+    """The trainer sets a learning rate at every step; wrapped optimizers have their own."""
 
     learning_rate: Any = None
 
@@ -169,7 +169,7 @@ def _with_key_type(x: Any, like: Any) -> Any:
 
 
 class OptaxWrapper(OptimizerDef):
-    """An optax optimiser as an OptimizerDef.
+    """An optax optimizer as an OptimizerDef.
 
     State dicts leave out the states of optax that hold nothing, since a checkpoint cannot store an
     empty dict, and have plain numbers for random keys.
@@ -211,7 +211,7 @@ class OptaxWrapper(OptimizerDef):
         """Returns target and state of the given structure with the values of `state_dict`.
 
         Raises:
-          ValueError: `state_dict` lacks part of the optimiser's state.
+          ValueError: `state_dict` lacks part of the optimizer's state.
         """
         wanted = flatten_dict(to_state_dict(opt_state), keep_empty_nodes=True)
         given = flatten_dict(dict(state_dict["state"]))
@@ -223,7 +223,7 @@ class OptaxWrapper(OptimizerDef):
         if missing:
             raise ValueError(
                 f"optimizer state lacks {missing[0]} and {len(missing) - 1} more: it is of another "
-                "optimiser; to start with a fresh one, bind "
+                "optimizer; to start with a fresh one, bind "
                 "RestoreCheckpointConfig.fallback_to_scratch = True"
             )
         filled = {
@@ -239,7 +239,7 @@ class OptaxWrapper(OptimizerDef):
 def wrap_optax_optimizer(
     optax_optimizer: Callable[..., optax.GradientTransformation],
 ) -> Callable[..., OptaxWrapper]:
-    """Turns a constructor of optax optimisers into one of OptimizerDefs with the same arguments."""
+    """Turns a constructor of optax optimizers into one of OptimizerDefs with the same arguments."""
 
     @functools.wraps(optax_optimizer)
     def wrapped_optimizer(*args: Any, **kwargs: Any) -> OptaxWrapper:
@@ -271,9 +271,9 @@ yogi = wrap_optax_optimizer(optax.yogi)
 
 
 class MultiOptimizer(OptimizerDef):
-    """Several optimisers, each for a part of the parameters; the rest stay as they are.
+    """Several optimizers, each for a part of the parameters; the rest stay as they are.
 
-    The sub-optimisers keep one state per parameter, as Adafactor does. To mix optax optimisers use
+    The sub-optimizers keep one state per parameter, as Adafactor does. To mix optax optimizers use
     `optax.multi_transform` inside `OptaxWrapper`.
 
     Args:
@@ -290,7 +290,7 @@ class MultiOptimizer(OptimizerDef):
         return all(optimizer.skips_nan_updates for optimizer in self.sub_optimizers)
 
     def _paths(self, tree: Any) -> list[list[tuple[str, ...]]]:
-        """Returns the paths of the parameters that each sub-optimiser is for."""
+        """Returns the paths of the parameters that each sub-optimizer is for."""
         tree_of_paths = unflatten_dict({path: path for path in flatten_dict(_plain(tree))})
         return [list(traversal.iterate(tree_of_paths)) for traversal in self.traversals]
 
@@ -306,7 +306,7 @@ class MultiOptimizer(OptimizerDef):
             if not isinstance(sub_states, dict):
                 raise ValueError(
                     f"MultiOptimizer: {type(optimizer).__name__} does not keep one state per "
-                    "parameter; mix optax optimisers with optax.multi_transform"
+                    "parameter; mix optax optimizers with optax.multi_transform"
                 )
             states |= _picked(sub_states, group)
         return OptimizerState(jnp.zeros([], jnp.int32), _fill(params, states))
@@ -329,14 +329,14 @@ class MultiOptimizer(OptimizerDef):
         return new_params, OptimizerState(state.step + 1, _fill(params, new_states))
 
     def update_hyper_params(self, **hyper_param_overrides: Any) -> list[Any]:
-        """Returns the hyper-parameters of each sub-optimiser with the same ones replaced in all."""
+        """Returns the hyper-parameters of each sub-optimizer with the same ones replaced in all."""
         hyper_params = hyper_param_overrides.pop("hyper_params", None) or [
             optimizer.hyper_params for optimizer in self.sub_optimizers
         ]
         return [hparams.replace(**hyper_param_overrides) for hparams in hyper_params]
 
     def set_param_axes(self, param_logical_axes: Any) -> None:
-        """Passes each sub-optimiser the logical axes of its parameters."""
+        """Passes each sub-optimizer the logical axes of its parameters."""
         for group, optimizer in zip(
             self._paths(param_logical_axes), self.sub_optimizers, strict=True
         ):

@@ -114,9 +114,9 @@ def test_inference_state():
     restored = state.restore_state(trained.state_dict())
     assert restored.step == 9
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    with pytest.raises(NotImplementedError, match="no optimiser"):
+    with pytest.raises(NotImplementedError, match="no optimizer"):
         state.apply_gradient(None, 0.1)
-    with pytest.raises(NotImplementedError, match="no optimiser"):
+    with pytest.raises(NotImplementedError, match="no optimizer"):
         _ = state.param_states
 
 

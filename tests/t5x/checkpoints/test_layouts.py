@@ -42,7 +42,7 @@ def parameters(scanned, axis=1):
 
 
 def trained_state(optimizer_def, scanned, axis=1):
-    """The flat state dict after three steps, and the optimiser's factor map."""
+    """The flat state dict after three steps, and the optimizer's factor map."""
     params, axes = parameters(scanned, axis)
     if hasattr(optimizer_def, "set_param_axes"):
         optimizer_def.set_param_axes(axes)

@@ -1,4 +1,4 @@
-"""Wrapped optax optimisers and MultiOptimizer."""
+"""Wrapped optax optimizers and MultiOptimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def test_state_dict_has_no_empty_nodes_and_restores(transformation):
 
 def test_restoring_another_optimizer_says_so():
     state_dict = optimizers.sgd(0.1).create(PARAMS).state_dict()
-    with pytest.raises(ValueError, match=r"lacks state|lacks param_states/0/.* another optimiser"):
+    with pytest.raises(ValueError, match=r"lacks state|lacks param_states/0/.* another optimizer"):
         optimizers.adam(0.1).create(PARAMS).restore_state(state_dict)
 
 
