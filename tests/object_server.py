@@ -27,7 +27,7 @@ class ObjectServer:
 
     def __init__(self, root):
         self.root, self.failed = Path(root), 0
-        self._status, self._times = 503, 0
+        self._status, self._times, self._of = 503, 0, ""
         self._lock = threading.Lock()
         self._generations = {}
         handler = type("Handler", (_Handler,), {"store": self})
@@ -41,15 +41,15 @@ class ObjectServer:
         """What lets TensorStore take it for Cloud Storage."""
         return {"TENSORSTORE_GCS_HTTP_URL": self.url, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}
 
-    def fail(self, status, times):
-        """Answers the next requests with an error."""
+    def fail(self, status, times, of=""):
+        """Answers the next requests whose URL has `of` in it with an error."""
         with self._lock:
-            self._status, self._times, self.failed = status, times, 0
+            self._status, self._times, self._of, self.failed = status, times, of, 0
 
-    def take_failure(self):
+    def take_failure(self, path):
         """The error to answer a request with, or None."""
         with self._lock:
-            if not self._times:
+            if not self._times or self._of not in unquote(path):
                 return None
             self._times -= 1
             self.failed += 1
@@ -83,7 +83,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         url = urlsplit(self.path)
-        if (status := self.store.take_failure()) is not None:
+        if (status := self.store.take_failure(self.path)) is not None:
             return self.answer(status, b"")
         if url.path == OBJECTS:
             return self.list(parse_qs(url.query))
@@ -109,7 +109,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if (status := self.store.take_failure()) is not None:
+        if (status := self.store.take_failure(self.path)) is not None:
             return self.answer(status, b"")
         query = parse_qs(urlsplit(self.path).query)
         name = query["name"][0]
@@ -118,7 +118,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.describe(name)
 
     def do_DELETE(self):
-        if (status := self.store.take_failure()) is not None:
+        if (status := self.store.take_failure(self.path)) is not None:
             return self.answer(status, b"")
         name = unquote(urlsplit(self.path).path.removeprefix(OBJECTS)).strip("/")
         (self.store.root / name).unlink(missing_ok=True)

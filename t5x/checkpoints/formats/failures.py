@@ -35,7 +35,8 @@ _DAMAGE = frozenset(
     {"DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", _UNNAMED_CODE}
 )
 _DENIED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
-_HTTP = re.compile(r"\[HTTP code (\d+)\]")
+# As the drivers of http and of Cloud Storage have it.
+_HTTP = re.compile(r"\[(?:HTTP code |http_response_code=')(\d+)")
 # What a server answers where a file is missing or ends before the range that was asked for.
 _HTTP_DAMAGE = frozenset({"404", "416"})
 

@@ -262,16 +262,18 @@ def test_fingerprints_name_what_changed():
     ]
 
 
-def test_the_directory_of_a_server_in_trouble_is_read_in_the_end(object_server):
+@pytest.mark.parametrize("scheme", ["http", "gs"])
+def test_the_directory_of_a_server_in_trouble_is_read_in_the_end(object_server, scheme):
+    url = object_server.url if scheme == "http" else object_server.bucket
     (object_server.root / "file").write_text("content")
     object_server.fail(503, times=5)
-    assert Directory(object_server.url).read("file") == b"content"
+    assert Directory(url).read("file") == b"content"
     object_server.fail(403, times=1)
     with pytest.raises(PermissionError, match="403"):
-        Directory(object_server.url).read("file")
+        Directory(url).read("file")
     object_server.fail(400, times=1)
     with pytest.raises(OSError, match="400"):
-        Directory(object_server.url).exists("file")
+        Directory(url).exists("file")
 
 
 @pytest.mark.parametrize("scheme", ["http", "gs"])
